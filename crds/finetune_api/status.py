@@ -1,0 +1,316 @@
+"""The status of a FineTuneJob: what the operator knows. Conditions are the truth, not phase."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Measurement
+
+
+class Phase(StrEnum):
+    """One word for people; derived from conditions, attempts and pods."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    PLANNED = "Planned"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    EXPORTING = "Exporting"
+    RECOVERING = "Recovering"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """The closed set of condition types."""
+
+    PREPARED = "Prepared"
+    """Model and data are in the workspace and fit the method."""
+    PLANNED = "Planned"
+    """status.plan is made."""
+    POD_PROBLEM = "PodProblem"
+    """True while a pod cannot start: unschedulable, image, volume."""
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    READY = "Ready"
+    """kstatus: the model is there."""
+    RECONCILING = "Reconciling"
+    """kstatus: work goes on."""
+    STALLED = "Stalled"
+    """kstatus: no progress without the user."""
+
+
+class Condition(ApiModel):
+    """One observation, by the Kubernetes API conventions."""
+
+    type: ConditionType
+    """What is observed."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(max_length=128)]
+    """CamelCase reason, from a closed set."""
+    message: Annotated[str, Field(max_length=2048)] = ""
+    """One sentence for people."""
+    observed_generation: int
+    """metadata.generation that this was observed for."""
+    last_transition_time: datetime
+    """When status last changed."""
+
+
+class ModelFacts(ApiModel):
+    """What preparation read from the model's own files."""
+
+    architecture: str
+    """Class name, such as LlamaForCausalLM."""
+    model_type: str
+    """Transformers model_type, such as llama."""
+    parameters: int = Field(ge=0)
+    """Number of weights."""
+    hidden_size: int = Field(ge=1)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(ge=1)
+    """Width of the feed-forward layers."""
+    layers: int = Field(ge=1)
+    """Decoder layers."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+    kv_heads: int = Field(ge=1)
+    """Key and value heads."""
+    head_dim: int = Field(ge=1)
+    """Width of one head."""
+    vocabulary: int = Field(ge=1)
+    """Rows of the embedding."""
+    max_positions: int = Field(ge=1)
+    """Longest sequence the model knows."""
+    tied_embeddings: bool
+    """Whether the output head shares the embedding."""
+    weights_bytes: int = Field(ge=0)
+    """Size of the weight files."""
+    dtype: str = "float32"
+    """Number format of the weight files."""
+
+
+class DatasetFacts(ApiModel):
+    """What preparation measured on the data."""
+
+    format: str
+    """The format that was recognised."""
+    rows: int = Field(ge=0)
+    """Training rows."""
+    eval_rows: int = Field(ge=0)
+    """Held-out rows."""
+    tokens: int = Field(ge=0)
+    """Training tokens in all."""
+    max_tokens: int = Field(ge=0)
+    """Longest row in tokens."""
+    mean_tokens: float = Field(ge=0)
+    """Mean row in tokens."""
+    p95_tokens: int = Field(ge=0)
+    """95th percentile of the rows' tokens."""
+    dropped: int = Field(default=0, ge=0)
+    """Rows left out because they were too long."""
+
+
+class Preparation(ApiModel):
+    """Facts that the plan rests on."""
+
+    model: ModelFacts
+    """What preparation read from the model's own files."""
+    dataset: DatasetFacts
+    """What preparation measured on the data."""
+
+
+class Memory(ApiModel):
+    """Memory of one GPU in GiB, by what holds it."""
+
+    weights: float
+    """Model weights, quantised or not, and adapter weights."""
+    gradients: float
+    """Gradients of what is trained."""
+    optimizer: float
+    """Optimizer states."""
+    activations: float
+    """What the backward pass needs, at the micro-batch of the plan."""
+    overhead: float
+    """CUDA context, workspace, fragmentation."""
+    total: float
+    """All of it."""
+
+
+class Plan(ApiModel):
+    """What the operator decided for everything that was auto, and why."""
+
+    summary: str
+    """One line, such as 1 x NVIDIA-H100-80GB-HBM3, lora, micro-batch 4 x 4."""
+    gpu_product: str | None = None
+    """GPU model; unset when any will do or none is used."""
+    gpus: int = Field(ge=0)
+    """GPUs in all; 0 is CPU."""
+    nodes: int = Field(ge=1)
+    """Trainer pods."""
+    gpus_per_node: int = Field(ge=0)
+    """GPUs of each trainer pod."""
+    strategy: Literal["single", "ddp", "fsdp", "zero2", "zero3"]
+    """How weights and gradients are spread over GPUs."""
+    micro_batch_size: int = Field(ge=1)
+    """Sequences per GPU and forward pass."""
+    gradient_accumulation_steps: int = Field(ge=1)
+    """Forward passes per optimizer step."""
+    max_length: int = Field(ge=1)
+    """Longest sequence in tokens."""
+    precision: Literal["bf16", "float32", "float8"]
+    """Number format of the base model."""
+    gradient_checkpointing: Literal["none", "selective", "full"]
+    """What is recomputed in the backward pass."""
+    compile: bool
+    """Whether decoder layers are compiled."""
+    cpu: str
+    """CPU request of each trainer pod."""
+    host_memory: str
+    """Memory request of each trainer pod."""
+    memory: Memory
+    """Estimated memory of one GPU (of the process, on CPU)."""
+    reasons: list[str] = Field(default=[])
+    """Why, in words."""
+
+
+class Progress(ApiModel):
+    """Where training is, as read from the trainer."""
+
+    activity: Literal["Loading", "Training", "Evaluating", "Exporting", "Done"]
+    """What the trainer does."""
+    steps: str = ""
+    """Done and planned optimizer steps, such as 24/40."""
+    step: int = Field(default=0, ge=0)
+    """Optimizer steps done."""
+    total_steps: int = Field(default=0, ge=0)
+    """Optimizer steps planned."""
+    epoch: float = 0.0
+    """Passes over the data."""
+    loss: Measurement = None
+    """Newest training loss."""
+    eval_loss: Measurement = None
+    """Newest held-out loss."""
+    eval_loss_before: Measurement = None
+    """Held-out loss before training."""
+    learning_rate: Measurement = None
+    """Current learning rate."""
+    grad_norm: Measurement = None
+    """Newest norm of the gradient, before clipping."""
+    tokens_per_second: Measurement = None
+    """Trained tokens per second over all GPUs."""
+    eta_seconds: int | None = None
+    """Estimated seconds to the last step."""
+    checkpoint_step: int | None = None
+    """Step of the newest complete checkpoint."""
+    updated: datetime | None = None
+    """When the trainer wrote this."""
+
+
+class Finding(ApiModel):
+    """One stability rule that fired."""
+
+    rule: str
+    """Name of the rule."""
+    severity: Literal["Info", "Warning", "Critical"]
+    """How bad it is."""
+    step: int
+    """Optimizer step at which it fired."""
+    message: str
+    """What was seen."""
+    advice: str
+    """What to do."""
+
+
+class Stability(ApiModel):
+    """What the stability guard says."""
+
+    verdict: Literal["Stable", "Warning", "Unstable"]
+    """The worst of the findings."""
+    findings: list[Finding] = Field(default=[], max_length=16)
+    """Newest findings."""
+
+
+class Attempt(ApiModel):
+    """One try: a preparation, or a training run with all its pods."""
+
+    role: Literal["prepare", "trainer"]
+    """What was tried."""
+    number: int = Field(ge=1)
+    """Counts up per role; part of the pods' names."""
+    state: Literal["Active", "Succeeded", "Failed", "Stopped"]
+    """Stopped: ended by the operator, for suspension or a changed spec."""
+    reason: str | None = None
+    """Why it ended."""
+    message: str | None = None
+    """What the trainer said."""
+    exit_code: int | None = None
+    """Exit code of the first container that failed."""
+    start_time: datetime
+    """When its pods were made."""
+    finish_time: datetime | None = None
+    """When it ended."""
+    step: int | None = None
+    """Last optimizer step that it reached."""
+
+
+class Checkpoint(ApiModel):
+    """The newest complete checkpoint."""
+
+    step: int
+    """Its optimizer step."""
+
+
+class Artifact(ApiModel):
+    """The model that the job made."""
+
+    uri: str
+    """Where it is, as a source of other jobs: pvc://CLAIM/PATH."""
+    kind: Literal["adapter", "model"]
+    """adapter: LoRA weights beside the name of their base; model: all weights."""
+    merged_uri: str | None = None
+    """The merged model, when output.merged asked for it."""
+    size_bytes: int = Field(default=0, ge=0)
+    """Size of all files."""
+
+
+class FineTuneJobStatus(ApiModel):
+    """What the operator knows about the job."""
+
+    phase: Phase = Phase.PENDING
+    """One word for people; conditions are the truth."""
+    message: str = ""
+    """One sentence: what is going on, or what went wrong and what to do."""
+    observed_generation: int | None = None
+    """metadata.generation that this status was made for."""
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    """What holds, by type."""
+    start_time: datetime | None = None
+    """When the job first became active, or active again after a suspension."""
+    finish_time: datetime | None = None
+    """When it succeeded or failed."""
+    preparation: Preparation | None = None
+    """Facts that the plan rests on."""
+    plan: Plan | None = None
+    """What the operator decided for everything that was auto, and why."""
+    progress: Progress | None = None
+    """Where training is."""
+    stability: Stability | None = None
+    """What the stability guard says."""
+    attempts: list[Attempt] = Field(default=[], max_length=64)
+    """Every try, oldest first; the oldest are dropped beyond 64."""
+    failures: int = Field(default=0, ge=0)
+    """Attempts that count against runPolicy.backoffLimit."""
+    checkpoint: Checkpoint | None = None
+    """The newest complete checkpoint."""
+    artifact: Artifact | None = None
+    """The model that the job made."""
