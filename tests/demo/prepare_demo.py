@@ -29,7 +29,16 @@ MODEL = "SmolLM2-135M-Instruct"
 DATA = "docstrings.jsonl"
 
 # Importing these has effects that one can see, or needs a display.
-_NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "lib2to3", "ntpath"}
+_NOT_IMPORTED = {
+    "antigravity",
+    "this",
+    "idlelib",
+    "turtle",
+    "turtledemo",
+    "tkinter",
+    "lib2to3",
+    "ntpath",
+}
 # Where users find what these modules have.
 _PUBLIC = {"posix": "os", "posixpath": "os.path"}
 _LONGEST_ANSWER = 400
@@ -93,7 +102,7 @@ def convert(gguf: Path, target: Path) -> None:
     # Transformers refuses to save what it knows as quantised: the weights go into a fresh model.
     config = quantised.config
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.load_state_dict(quantised.state_dict())
     model.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)

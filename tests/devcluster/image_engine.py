@@ -92,12 +92,12 @@ class Buildah:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Be the only builder; what a killed one left, which may be gigabytes, is removed."""
+        """Be the only one at work; what a killed one left, which may be gigabytes, is removed."""
         with locked(self._lock):
             self.log.unlink(missing_ok=True)
             self._run("rm", "--all")
-            for leftover in self._temporary.iterdir():
-                shutil.rmtree(leftover)
+            shutil.rmtree(self._temporary)
+            self._temporary.mkdir()
             yield
 
     def has_image(self, reference: str) -> bool:

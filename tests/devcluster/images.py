@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from devcluster.base_image import ensure_base_image
 from devcluster.containers import registry_tags
 from devcluster.image_engine import Build, Buildah, CommandLine, Engine
 from devcluster.layout import ClusterError, cache_root
+from devcluster.network import HOST_LINK
 from devcluster.node_config import REGISTRY
 from devcluster.progress import say
 
@@ -38,6 +40,7 @@ REPOSITORY = Path(__file__).parents[2]
 LOCAL = "localhost"
 # Settings of pip and uv that a build takes over from the environment of the person who builds.
 PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
+REGISTRY_HEADER = "Docker-Distribution-Api-Version"
 MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, "
     "application/vnd.docker.distribution.manifest.v2+json, "
@@ -117,8 +120,10 @@ def build_and_push(
             say(f"{pushed[name]} is in the registry")
             continue
         local = build([name], options)[name]
-        say(f"pushing {pushed[name]}")
-        make_engine(options.engine).push(local, pushed[name], plain_http=is_plain_http(registry))
+        engine = make_engine(options.engine)
+        with engine.exclusive():
+            say(f"pushing {pushed[name]}")
+            engine.push(local, pushed[name], plain_http=is_plain_http(registry))
         if registry == REGISTRY:
             remove_superseded_tags(pushed[name])
     return pushed
@@ -210,10 +215,19 @@ def is_plain_http(registry: str) -> bool:
 
 
 def registry_has(reference: str) -> bool:
-    """Whether the registry shows this reference to somebody without credentials."""
+    """Whether the registry shows this reference to somebody without credentials.
+
+    Raises:
+        ClusterError: nothing answers, or not as an image registry does.
+    """
     try:
         _ask_registry(reference, "HEAD")
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND and REGISTRY_HEADER not in error.headers:
+            raise ClusterError(
+                f"{reference.partition('/')[0]} answers, but it is no image registry: name yours "
+                "with --registry"
+            ) from error
         return False
     return True
 
@@ -235,6 +249,12 @@ def _digest(reference: str) -> str:
 def _ask_registry(reference: str, method: str) -> dict[str, str]:
     """Ask about a manifest by tag or digest and return the answer's headers."""
     host, _, path = reference.partition("/")
+    # Without the node its address belongs to somebody else's network.
+    if host == REGISTRY and not Path("/sys/class/net", HOST_LINK).exists():
+        raise ClusterError(
+            "the node is not up, and so is not its registry: start it with `python -m devcluster "
+            "up`, or name a registry of yours with --registry"
+        )
     name, _, tag = path.partition(":")
     scheme = "http" if is_plain_http(host) else "https"
     url = f"{scheme}://{host}/v2/{name}/manifests/{tag}"

@@ -1,0 +1,1 @@
+"""The operator: turns FineTuneJobs into pods, and pods into a model."""

@@ -1,0 +1,5 @@
+"""The command line: finetune-operator run."""
+
+from finetune_operator.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,57 @@
+"""What happens to a job that has finished, and the conditions that follow from a status."""
+
+from datetime import timedelta
+
+from finetune_api.status import ConditionType, Phase
+from finetune_operator.lifecycle.draft import Draft
+
+
+def reopened(draft: Draft) -> bool:
+    """Return whether a job that failed before it had a plan was changed since, and reset it.
+
+    Until there is a plan the whole spec may be corrected; applying it again tries again.
+    """
+    failed = draft.condition(ConditionType.FAILED)
+    if draft.status.plan is not None or failed is None or failed.status != "True":
+        return False
+    if draft.job.generation <= failed.observed_generation:
+        return False
+    draft.conditions.set(ConditionType.FAILED, False, "SpecChanged")
+    draft.update(finish_time=None, start_time=None, failures=0, preparation=None)
+    draft.attempts = [
+        one.model_copy(update={"state": "Stopped"}) if one.state == "Failed" else one
+        for one in draft.attempts
+    ]
+    return True
+
+
+def expire(draft: Draft) -> None:
+    """Delete the job when it has been finished for as long as its TTL."""
+    ttl, finished = draft.job.spec.run_policy.ttl_seconds_after_finished, draft.status.finish_time
+    if ttl is None or finished is None:
+        return
+    due = finished + timedelta(seconds=ttl)
+    if draft.now >= due:
+        draft.delete_job = True
+    else:
+        draft.wake_at(due)
+
+
+def conclude(draft: Draft) -> None:
+    """Derive the conditions that say nothing new: what has been reached, and the kstatus triple."""
+    status, phase = draft.status, draft.status.phase
+    succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
+    waiting = succeeded or failed or phase is Phase.SUSPENDED
+    put = draft.conditions.set
+    put(
+        ConditionType.PREPARED, status.preparation is not None, *_reached(status.preparation, phase)
+    )
+    put(ConditionType.PLANNED, status.plan is not None, *_reached(status.plan, phase))
+    put(ConditionType.SUCCEEDED, succeeded, phase.value, status.message if succeeded else "")
+    put(ConditionType.READY, succeeded, phase.value, status.message)
+    put(ConditionType.RECONCILING, not waiting, phase.value, "" if waiting else status.message)
+    put(ConditionType.STALLED, failed, phase.value, status.message if failed else "")
+
+
+def _reached(fact: object, phase: Phase) -> tuple[str]:
+    return (phase.value if fact is None else "Done",)

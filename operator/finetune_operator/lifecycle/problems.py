@@ -1,0 +1,77 @@
+"""Why a pod cannot start, in words."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_api.failures import Reason
+from finetune_operator.lifecycle.pods import Pod
+
+GRACE: Final = timedelta(seconds=20)
+"""How long a missing claim or Secret may take to appear."""
+
+SETTLING: Final = timedelta(seconds=10)
+"""How long a pod may be unschedulable before it is worth a word."""
+
+_IMAGE: Final = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
+_CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What keeps a pod from starting."""
+
+    reason: str
+    message: str
+    fatal: bool = False
+    """Whether the job fails when this lasts longer than GRACE."""
+    report_at: datetime | None = None
+    """When to report it; None is at once."""
+
+
+def first_problem(pods: Iterable[Pod]) -> Problem | None:
+    """Return the first problem of the pods, by rank."""
+    for pod in sorted(pods, key=lambda pod: pod.rank):
+        problem = _problem(pod)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _problem(pod: Pod) -> Problem | None:
+    if pod.terminal or pod.deleting or pod.running:
+        return None
+    if pod.unscheduled is not None and pod.unscheduled.reason == "Unschedulable":
+        return _unschedulable(pod, pod.unscheduled.message, pod.unscheduled.since or pod.created)
+    return None if pod.waiting is None else _waiting(pod, pod.waiting.reason, pod.waiting.message)
+
+
+def _waiting(pod: Pod, reason: str, message: str) -> Problem | None:
+    if reason in _IMAGE:
+        return Problem(reason, f"Pod {pod.name} cannot pull its image: {message or reason}.")
+    if reason in _CONTAINER:
+        secret = re.search(r'secret "([^"]+)" not found', message)
+        if secret:
+            return _missing(pod, Reason.SECRET_NOT_FOUND, "Secret", secret[1])
+        return Problem(reason, f"Pod {pod.name} cannot start its container: {message or reason}.")
+    return None
+
+
+def _unschedulable(pod: Pod, message: str, since: datetime) -> Problem:
+    claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
+    if claim:
+        return _missing(pod, Reason.CLAIM_NOT_FOUND, "PersistentVolumeClaim", claim[1])
+    return Problem(
+        "Unschedulable",
+        f"No node takes pod {pod.name}: {message}",
+        report_at=since + SETTLING,
+    )
+
+
+def _missing(pod: Pod, reason: Reason, kind: str, name: str) -> Problem:
+    message = (
+        f"{kind} {name} does not exist in namespace {pod.namespace}, and pod {pod.name} needs it."
+    )
+    return Problem(reason.value, message, fatal=True)

@@ -1,0 +1,201 @@
+"""Attempts that have ended, and what follows from their ends."""
+
+from typing import Final, Literal
+
+from finetune_api import names
+from finetune_api.failures import FAILURES, Reason, RetryClass
+from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
+from finetune_api.trainer import Result
+from finetune_operator.lifecycle.draft import Draft
+from finetune_operator.lifecycle.outcome import Outcome, outcome_of
+from finetune_operator.planning import PlanInfeasibleError, make_plan, smaller_plan
+from finetune_operator.status import final_progress
+
+SPEC_CHANGED: Final = "The spec was changed before there was a plan."
+_ROLES: Final[tuple[Literal["prepare", "trainer"], ...]] = ("prepare", "trainer")
+
+
+def adopt(draft: Draft) -> None:
+    """Record attempts whose pods were made but whose record was not written."""
+    for role in _ROLES:
+        known = max((one.number for one in draft.attempts if one.role == role), default=0)
+        newest = max((pod.attempt for pod in draft.pods if pod.role == role), default=0)
+        if newest > known:
+            _adopt(draft, role, newest)
+
+
+def _adopt(draft: Draft, role: Literal["prepare", "trainer"], number: int) -> None:
+    pods = [pod for pod in draft.pods if (pod.role, pod.attempt) == (role, number)]
+    started = min(pod.created for pod in pods)
+    draft.attempts.append(Attempt(role=role, number=number, state="Active", start_time=started))
+    if role == names.TRAINER_ROLE and draft.status.plan is None and not draft.outdated(pods):
+        config = pods[0].config
+        draft.update(plan=config.plan, preparation=config.preparation)
+        draft.exact = True
+
+
+def settle(draft: Draft) -> None:
+    """Close the attempts that have ended; draft.confirm is set when that rests on absent pods."""
+    for attempt in [one for one in draft.attempts if one.state == "Active"]:
+        outcome = _outcome(draft, attempt)
+        if outcome is not None:
+            _close(draft, attempt, outcome)
+
+
+def fail(draft: Draft, reason: Reason, message: str) -> None:
+    """End the job as failed."""
+    text = f"{message} {FAILURES[reason].advice}"
+    draft.say(Phase.FAILED, text)
+    draft.update(finish_time=draft.stamp)
+    draft.conditions.set(ConditionType.FAILED, True, reason.value, text)
+    draft.conditions.clear(ConditionType.POD_PROBLEM, reason.value)
+    if draft.active is not None:
+        draft.close(draft.active, state="Failed", reason=reason.value, message=message)
+    draft.event(reason.value, text, warning=True)
+
+
+def _outcome(draft: Draft, attempt: Attempt) -> Outcome | None:
+    """Return how an attempt ended: all its pods succeeded, or one of them did not."""
+    pods = draft.pods_of(attempt)
+    ends = [(pod, outcome_of(pod)) for pod in pods]
+    failures = [
+        (pod.termination.finished_at if pod.termination else None, pod.rank, outcome)
+        for pod, outcome in ends
+        if outcome is not None and outcome.reason is not None
+    ]
+    if failures:
+        # The first to fail knows why; the others only lost their peer.
+        return min(failures, key=lambda entry: (entry[0] or draft.now, entry[1]))[2]
+    if len(pods) < _expected(draft, attempt):
+        draft.confirm = not draft.confirmed
+        missing = Outcome(Reason.POD_DELETED, f"A pod of {_title(attempt)} is gone.")
+        return None if draft.confirm else missing
+    outcomes = [outcome for _, outcome in ends]
+    return outcomes[0] if all(outcome is not None for outcome in outcomes) else None
+
+
+def _expected(draft: Draft, attempt: Attempt) -> int:
+    plan = draft.status.plan
+    return plan.nodes if plan is not None and attempt.role == names.TRAINER_ROLE else 1
+
+
+def _title(attempt: Attempt) -> str:
+    kind = "preparation" if attempt.role == names.PREPARE_ROLE else "attempt"
+    return f"{kind} {attempt.number}"
+
+
+def _close(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
+    if draft.outdated(draft.pods_of(attempt)):
+        draft.close(attempt, state="Stopped", message=SPEC_CHANGED)
+    elif outcome.reason is None and outcome.result is not None:
+        _succeeded(draft, attempt, outcome.result)
+    elif attempt.role == names.PREPARE_ROLE and draft.status.plan is not None:
+        # Its pod is gone, but its facts and the plan are at hand.
+        draft.close(attempt, state="Succeeded")
+    elif draft.job.spec.run_policy.suspend and outcome.retry is not RetryClass.USER:
+        _record(draft, attempt, outcome, state="Stopped")
+    else:
+        _record(draft, attempt, outcome, state="Failed")
+        _failed(draft, attempt, outcome)
+
+
+def _record(
+    draft: Draft, attempt: Attempt, outcome: Outcome, *, state: Literal["Failed", "Stopped"]
+) -> None:
+    result = outcome.result
+    progress = draft.status.progress
+    step = result.step if result is not None else None
+    if step is None and progress is not None and attempt.role == names.TRAINER_ROLE:
+        step = progress.step
+    draft.close(
+        attempt,
+        state=state,
+        reason=outcome.reason.value if outcome.reason else None,
+        message=outcome.message or None,
+        exit_code=outcome.exit_code,
+        step=step,
+    )
+
+
+def _succeeded(draft: Draft, attempt: Attempt, result: Result) -> None:
+    if attempt.role == names.TRAINER_ROLE:
+        draft.close(attempt, state="Succeeded", reason="Succeeded", exit_code=0, step=result.step)
+        _complete(draft, result)
+    elif result.preparation is None:
+        message = "Preparation ended without the facts that a plan needs."
+        outcome = Outcome(Reason.INTERNAL_ERROR, message, 0, result)
+        _record(draft, attempt, outcome, state="Failed")
+        _failed(draft, attempt, outcome)
+    else:
+        draft.close(attempt, state="Succeeded", reason="Succeeded", exit_code=0)
+        _plan(draft, result)
+
+
+def _plan(draft: Draft, result: Result) -> None:
+    if draft.status.plan is not None or result.preparation is None:
+        return
+    draft.update(preparation=result.preparation)
+    try:
+        plan = make_plan(draft.job.spec, result.preparation, draft.inventory)
+    except PlanInfeasibleError as error:
+        fail(draft, Reason.PLAN_INFEASIBLE, str(error))
+        return
+    draft.update(plan=plan)
+    # Once there is a plan the API server freezes the training spec: it must be this very spec.
+    draft.exact = True
+    rows = result.preparation.dataset.rows
+    model = result.preparation.model.architecture
+    draft.event("Planned", f"Prepared {model} and {rows} rows. Plan: {plan.summary}.")
+
+
+def _complete(draft: Draft, result: Result) -> None:
+    artifact = result.artifact
+    where = f"The {artifact.kind} is at {artifact.uri}." if artifact else "The model is written."
+    draft.say(Phase.SUCCEEDED, where)
+    draft.update(
+        finish_time=draft.stamp,
+        artifact=artifact,
+        progress=final_progress(draft.status.progress, result),
+        checkpoint=draft.status.checkpoint or _checkpoint(result),
+    )
+    draft.conditions.clear(ConditionType.POD_PROBLEM, "Succeeded")
+    draft.event("Succeeded", where)
+
+
+def _checkpoint(result: Result) -> Checkpoint | None:
+    return None if result.step is None else Checkpoint(step=result.step)
+
+
+def _failed(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
+    """Decide whether another attempt follows."""
+    reason = outcome.reason or Reason.INTERNAL_ERROR
+    if outcome.retry is RetryClass.USER:
+        fail(draft, reason, outcome.message)
+        return
+    if outcome.retry is not RetryClass.PREEMPTED:
+        draft.update(failures=draft.status.failures + 1)
+        if draft.status.failures > draft.job.spec.run_policy.backoff_limit:
+            tries = (
+                "1 attempt" if draft.status.failures == 1 else f"{draft.status.failures} attempts"
+            )
+            fail(
+                draft, reason, f"{outcome.message} Gave up after {tries} (runPolicy.backoffLimit)."
+            )
+            return
+    if outcome.retry is RetryClass.ADAPT and not _adapt(draft, attempt, reason):
+        fail(draft, reason, outcome.message)
+        return
+    message = f"{_title(attempt).capitalize()} ended: {reason.value}. {outcome.message}"
+    draft.event("Recovering", message, warning=True)
+
+
+def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:
+    """Make the next attempt smaller; return whether the spec leaves room for that."""
+    if attempt.role == names.PREPARE_ROLE:
+        return draft.job.spec.resources.memory is None
+    plan, preparation = draft.status.plan, draft.status.preparation
+    if plan is None or preparation is None:
+        return False
+    smaller = smaller_plan(draft.job.spec, preparation, plan, reason)
+    draft.update(plan=smaller or plan)
+    return smaller is not None

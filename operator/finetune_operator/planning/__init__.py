@@ -1,0 +1,6 @@
+"""From what is asked for and what was measured to a plan; pure, no I/O."""
+
+from finetune_operator.planning.adapt import smaller_plan
+from finetune_operator.planning.planner import Inventory, PlanInfeasibleError, make_plan
+
+__all__ = ["Inventory", "PlanInfeasibleError", "make_plan", "smaller_plan"]

@@ -1,0 +1,173 @@
+"""The last known state of jobs and pods: fed by watches, by our own writes and by resyncs.
+
+It answers without a request. It may be behind, so nothing destructive follows from what is absent
+here: the reconciler asks the API server first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from finetune_api import names
+
+Body = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name of a job."""
+
+_REMEMBERED_DELETIONS: Final = 10_000
+
+
+class Store:
+    """Jobs by key and their pods by the job's UID; the newest resourceVersion wins."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Key, Body] = {}
+        self._pods: dict[str, dict[str, Body]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def job(self, key: Key) -> Body | None:
+        """Return a job."""
+        return self._jobs.get(key)
+
+    def jobs(self) -> Iterator[tuple[Key, Body]]:
+        """Yield all jobs."""
+        yield from list(self._jobs.items())
+
+    def pods(self, job_uid: str) -> list[Body]:
+        """Return the pods of a job."""
+        return list(self._pods.get(job_uid, {}).values())
+
+    def put_job(self, body: Body) -> bool:
+        """Store a job; return whether it changed in a way that matters to a decision."""
+        key = job_key(body)
+        before = self._jobs.get(key)
+        if not self._newer(before, body):
+            return False
+        self._jobs[key] = _slim(body)
+        return before is None or _job_signature(before) != _job_signature(body)
+
+    def put_pod(self, body: Body) -> bool:
+        """Store a pod; return whether it changed in a way that matters to a decision."""
+        siblings = self._pods.setdefault(_job_uid(body), {})
+        before = siblings.get(body["metadata"]["name"])
+        if not self._newer(before, body):
+            return False
+        siblings[body["metadata"]["name"]] = _slim(body)
+        return before is None or _pod_signature(before) != _pod_signature(body)
+
+    def forget_job(self, body: Body) -> None:
+        """Remove a job that was deleted, with its pods."""
+        self._remember_deletion(body)
+        key, uid = job_key(body), body["metadata"]["uid"]
+        if key in self._jobs and self._jobs[key]["metadata"]["uid"] == uid:
+            del self._jobs[key]
+        self._pods.pop(uid, None)
+
+    def forget_pod(self, body: Body) -> None:
+        """Remove a pod that was deleted."""
+        self._remember_deletion(body)
+        siblings = self._pods.get(_job_uid(body), {})
+        known = siblings.get(body["metadata"]["name"])
+        if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
+            del siblings[body["metadata"]["name"]]
+            if not siblings:
+                del self._pods[_job_uid(body)]
+
+    def replace_pods(self, job_uid: str, bodies: Iterable[Body], version: str) -> None:
+        """Make the pods of one job what a list at a resourceVersion says."""
+        listed = {body["metadata"]["uid"]: body for body in bodies}
+        for known in self.pods(job_uid):
+            if known["metadata"]["uid"] not in listed and _version(known) <= int(version):
+                self.forget_pod(known)
+        for body in listed.values():
+            self.put_pod(body)
+
+    def replace_all(self, jobs: list[Body], pods: list[Body], versions: tuple[str, str]) -> int:
+        """Make everything what two lists say; return how many changes had been missed."""
+        missed = self._drop_absent(jobs, pods, versions)
+        for body in jobs:
+            missed += self.put_job(body)
+        for body in pods:
+            missed += self.put_pod(body)
+        return missed
+
+    def _drop_absent(self, jobs: list[Body], pods: list[Body], versions: tuple[str, str]) -> int:
+        present = {body["metadata"]["uid"] for body in (*jobs, *pods)}
+        gone_pods = [
+            body
+            for siblings in self._pods.values()
+            for body in siblings.values()
+            if body["metadata"]["uid"] not in present and _version(body) <= int(versions[1])
+        ]
+        gone_jobs = [
+            body
+            for body in self._jobs.values()
+            if body["metadata"]["uid"] not in present and _version(body) <= int(versions[0])
+        ]
+        for body in gone_pods:
+            self.forget_pod(body)
+        for body in gone_jobs:
+            self.forget_job(body)
+        return len(gone_pods) + len(gone_jobs)
+
+    def _newer(self, before: Body | None, body: Body) -> bool:
+        if body["metadata"]["uid"] in self._deleted:
+            # A late event, or the answer to a write that the deletion has overtaken.
+            return False
+        return before is None or _version(body) > _version(before)
+
+    def _remember_deletion(self, body: Body) -> None:
+        self._deleted[body["metadata"]["uid"]] = None
+        while len(self._deleted) > _REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
+
+
+def job_key(body: Body) -> Key:
+    """Return the key of a job."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def pod_job_key(body: Body) -> Key:
+    """Return the key of the job that a pod belongs to."""
+    return body["metadata"]["namespace"], body["metadata"]["labels"][names.JOB_LABEL]
+
+
+def _job_uid(pod: Body) -> str:
+    uid: str = pod["metadata"]["labels"][names.JOB_UID_LABEL]
+    return uid
+
+
+def _version(body: Body) -> int:
+    """Return the resourceVersion, which orders the states of the objects of one resource."""
+    return int(body["metadata"]["resourceVersion"])
+
+
+def _slim(body: Body) -> Body:
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    return {**body, "metadata": metadata}
+
+
+def _job_signature(body: Body) -> tuple[Any, ...]:
+    """Return what a decision looks at, without status: our own writes must not wake us."""
+    metadata = body["metadata"]
+    return metadata["uid"], metadata["generation"], metadata.get("deletionTimestamp")
+
+
+def _pod_signature(body: Body) -> tuple[Any, ...]:
+    metadata, status = body["metadata"], body.get("status") or {}
+    conditions = [
+        (condition["type"], condition["status"], condition.get("reason"), condition.get("message"))
+        for condition in status.get("conditions", [])
+        if (condition["type"], condition["status"])
+        in {("PodScheduled", "False"), ("DisruptionTarget", "True")}
+    ]
+    states = [container.get("state") for container in status.get("containerStatuses", [])]
+    return (
+        metadata["uid"],
+        metadata.get("deletionTimestamp"),
+        status.get("phase"),
+        status.get("reason"),
+        status.get("podIP"),
+        states,
+        conditions,
+    )

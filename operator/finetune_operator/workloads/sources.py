@@ -1,0 +1,58 @@
+"""Where model, data and rewards come from: the volumes and secrets that preparation needs."""
+
+from collections.abc import Iterator
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.workloads.objects import Object
+
+
+def source_volumes(spec: FineTuneJobSpec) -> tuple[list[Object], list[Object]]:
+    """Return volumes and read-only mounts, one for each claim and ConfigMap that is a source."""
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    for scheme, name in sorted(set(_mounted(spec))):
+        volume = f"source-{len(volumes)}"
+        volumes.append({"name": volume, **_volume(scheme, name)})
+        mounts.append(
+            {
+                "name": volume,
+                "mountPath": f"{names.SOURCES_DIR}/{scheme}/{name}",
+                "readOnly": True,
+            }
+        )
+    return volumes, mounts
+
+
+def source_secrets(spec: FineTuneJobSpec) -> list[Object]:
+    """Return envFrom entries, one for each Secret of a source."""
+    found = {secret for _, secret in _sources(spec) if secret is not None}
+    return [{"secretRef": {"name": secret}} for secret in sorted(found)]
+
+
+def _volume(scheme: str, name: str) -> Object:
+    if scheme == "pvc":
+        return {"persistentVolumeClaim": {"claimName": name}}
+    # Optional: preparation says which ConfigMap is missing, where the kubelet would wait for ever.
+    return {"projected": {"sources": [{"configMap": {"name": name, "optional": True}}]}}
+
+
+def _mounted(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+    for source, _ in _sources(spec):
+        scheme, _, rest = source.partition("://")
+        if scheme in {"pvc", "configmap"}:
+            yield scheme, rest.partition("/")[0]
+
+
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
+    """Yield each source URI with its Secret."""
+    yield spec.model.source, spec.model.secret
+    if spec.dataset.source is not None:
+        yield spec.dataset.source, spec.dataset.secret
+    for part in spec.dataset.mixture or []:
+        yield part.source, part.secret
+    for reward in spec.rewards or []:
+        if reward.function is not None:
+            yield reward.function, None
+        if reward.model is not None:
+            yield reward.model, reward.secret

@@ -1,0 +1,119 @@
+"""The cache of jobs and pods."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.handlers import job_changed, pod_changed
+from finetune_operator.queue import Queue
+from finetune_operator.store import Key, Store
+from unit.operator.builders import UID, make_job_body, make_pod_body
+
+KEY = ("team", "job")
+
+
+def test_the_newest_version_wins() -> None:
+    store = Store()
+    assert store.put_job(make_job_body(version=5, generation=2))
+    assert not store.put_job(make_job_body(version=4, generation=1))
+    assert store.job(KEY) is not None
+    assert store.job(KEY)["metadata"]["generation"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ({}, False),
+        ({"status": {"phase": "Running"}}, False),
+        ({"generation": 2}, True),
+        ({"deleting": True}, True),
+        ({"uid": "another"}, True),
+    ],
+)
+def test_what_matters_of_a_job(change: dict[str, Any], matters: bool) -> None:
+    store = Store()
+    store.put_job(make_job_body(version=1))
+    assert store.put_job(make_job_body(version=2, **change)) is matters
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ({}, False),
+        ({"running": True}, True),
+        ({"exit_code": 0}, True),
+        ({"waiting": ("ErrImagePull", "no")}, True),
+        ({"unschedulable": "no node"}, True),
+        ({"disruption": "PreemptionByScheduler"}, True),
+        ({"deleting": True}, True),
+    ],
+)
+def test_what_matters_of_a_pod(change: dict[str, Any], matters: bool) -> None:
+    store = Store()
+    store.put_pod(make_pod_body(version=1))
+    assert store.put_pod(make_pod_body(version=2, **change)) is matters
+
+
+def test_managed_fields_are_not_kept() -> None:
+    store = Store()
+    body = make_job_body()
+    body["metadata"]["managedFields"] = [{}]
+    store.put_job(body)
+    assert "managedFields" not in next(store.jobs())[1]["metadata"]
+
+
+def test_a_late_answer_does_not_bring_a_deleted_pod_back() -> None:
+    store = Store()
+    store.put_pod(make_pod_body(version=1))
+    store.forget_pod(make_pod_body(version=2))
+    assert not store.put_pod(make_pod_body(version=1))
+    assert store.pods(UID) == []
+
+
+def test_the_deletion_of_an_earlier_job_leaves_its_successor_alone() -> None:
+    store = Store()
+    store.put_job(make_job_body(version=9, uid="new"))
+    store.forget_job(make_job_body(version=8, uid="old"))
+    assert store.job(KEY) is not None
+
+
+def test_a_list_of_one_jobs_pods_replaces_them() -> None:
+    store = Store()
+    store.put_pod(make_pod_body(attempt=1, version=1))
+    store.put_pod(make_pod_body(attempt=2, version=9))
+    store.replace_pods(UID, [make_pod_body(attempt=3, version=4)], "5")
+    names = sorted(pod["metadata"]["name"] for pod in store.pods(UID))
+    assert names == ["job-trainer-2-0", "job-trainer-3-0"], "the second is younger than the list"
+
+
+def test_a_resync_finds_what_the_watches_missed() -> None:
+    store = Store()
+    store.put_job(make_job_body(version=1))
+    store.put_pod(make_pod_body(attempt=1, version=2))
+    store.put_pod(make_pod_body(attempt=2, version=3))
+    jobs = [make_job_body(version=1)]
+    pods = [make_pod_body(attempt=2, version=7, running=True)]
+    assert store.replace_all(jobs, pods, ("9", "9")) == 2
+    assert store.replace_all(jobs, pods, ("9", "9")) == 0
+    assert store.replace_all([], [], ("9", "9")) == 2
+    assert store.job(KEY) is None
+
+
+@pytest.mark.asyncio
+async def test_handlers_queue_what_matters() -> None:
+    store, queue = Store(), Queue[Key]()
+    job_changed(store, queue, None, make_job_body(version=1))
+    assert queue.depth == 1
+    queue = Queue()
+    job_changed(store, queue, "MODIFIED", make_job_body(version=2, status={"phase": "Running"}))
+    assert queue.depth == 0, "the echo of our own write"
+    pod_changed(store, queue, "ADDED", make_pod_body(version=3))
+    assert queue.depth == 1
+    queue = Queue()
+    pod_changed(store, queue, "DELETED", make_pod_body(version=4))
+    assert queue.depth == 1
+    assert store.pods(UID) == []
+    queue = Queue()
+    job_changed(store, queue, "DELETED", make_job_body(version=5))
+    assert queue.depth == 1
+    assert store.job(KEY) is None

@@ -1,0 +1,1 @@
+"""What watches the training loop, one concern per module."""

@@ -1,0 +1,170 @@
+"""Recognises the format of a dataset by its columns."""
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from finetune_api.failures import Reason
+from finetune_api.spec import DatasetFormat, Method
+from finetune_api.trainer import JobFailure
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Columns of one family of instruction data."""
+
+    question: str
+    answer: str
+    context: str | None = None
+    """Optional column with what the question is about."""
+    system: str | None = None
+    """Optional column with a system prompt."""
+    context_first: bool = False
+    """Whether the context is read before the question, as an article is."""
+
+    @property
+    def columns(self) -> str:
+        """The columns for people, optional ones in brackets."""
+        optional = [f"[{name}]" for name in (self.context, self.system) if name]
+        return ", ".join([self.question, *optional, self.answer])
+
+
+INSTRUCTIONS = (
+    Instruction("instruction", "output", "input", "system"),
+    # Before the next: in Dolly's rows the context is what the instruction is about.
+    Instruction("instruction", "response", "context", "system"),
+    Instruction("INSTRUCTION", "RESPONSE"),
+    Instruction("question", "response", system="system_prompt"),
+    Instruction("question", "answer", "context", context_first=True),
+    Instruction("question", "output", "context", context_first=True),
+    Instruction("article", "summary"),
+    Instruction("document", "summary"),
+    Instruction("message_1", "message_2"),
+    Instruction("prompt", "generation"),
+    Instruction("prompt", "response", system="system"),
+    Instruction("query", "response", system="system"),
+    Instruction("problem", "solution"),
+    Instruction("input", "output", system="system"),
+)
+"""Known families; the first whose question and answer are there is taken."""
+
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A recognised format and the columns that carry it."""
+
+    format: DatasetFormat
+    chat_column: str | None = None
+    instruction: Instruction | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of one format."""
+
+    looks_like: str
+    needs: str
+    methods: frozenset[Method]
+    match: Callable[[AbstractSet[str]], Shape | None]
+
+
+def _columns(format_: DatasetFormat, *needed: str) -> Callable[[AbstractSet[str]], Shape | None]:
+    return lambda columns: Shape(format_) if columns >= set(needed) else None
+
+
+def _chat(columns: AbstractSet[str]) -> Shape | None:
+    found = next((name for name in CHAT_COLUMNS if name in columns), None)
+    return Shape(DatasetFormat.CHAT, chat_column=found) if found else None
+
+
+def _instruction(columns: AbstractSet[str]) -> Shape | None:
+    for family in INSTRUCTIONS:
+        if family.question in columns and family.answer in columns:
+            return Shape(DatasetFormat.INSTRUCTION, instruction=family)
+    return None
+
+
+_SFT = frozenset({Method.SFT})
+_PREFERENCE = frozenset({Method.DPO, Method.ORPO, Method.REWARD})
+_PROMPT = frozenset({Method.GRPO, Method.EBFT})
+
+# In the order of recognition: what names more of its own comes first.
+KINDS: dict[DatasetFormat, _Kind] = {
+    DatasetFormat.TOKENIZED: _Kind(
+        "token rows (input_ids)",
+        "input_ids [, labels, attention_mask]",
+        _SFT,
+        _columns(DatasetFormat.TOKENIZED, "input_ids"),
+    ),
+    DatasetFormat.PREFERENCE: _Kind(
+        "paired preferences (prompt, chosen, rejected)",
+        "[prompt,] chosen, rejected",
+        _PREFERENCE,
+        _columns(DatasetFormat.PREFERENCE, "chosen", "rejected"),
+    ),
+    DatasetFormat.UNPAIRED_PREFERENCE: _Kind(
+        "unpaired preferences (prompt, completion, label)",
+        "prompt, completion, label",
+        frozenset({Method.KTO}),
+        _columns(DatasetFormat.UNPAIRED_PREFERENCE, "completion", "label"),
+    ),
+    DatasetFormat.CHAT: _Kind("chats (messages)", "messages", _SFT, _chat),
+    DatasetFormat.PROMPT_COMPLETION: _Kind(
+        "prompts with completions (prompt, completion)",
+        "prompt, completion",
+        _SFT,
+        _columns(DatasetFormat.PROMPT_COMPLETION, "prompt", "completion"),
+    ),
+    DatasetFormat.INSTRUCTION: _Kind(
+        "instructions (instruction, output)",
+        "instruction, [input,] output",
+        _SFT,
+        _instruction,
+    ),
+    DatasetFormat.COMPLETION: _Kind(
+        "plain text (text)", "text", _SFT, _columns(DatasetFormat.COMPLETION, "text")
+    ),
+    DatasetFormat.PROMPT: _Kind(
+        "bare prompts (prompt)", "prompt", _PROMPT, _columns(DatasetFormat.PROMPT, "prompt")
+    ),
+}
+
+
+def recognise(
+    columns: AbstractSet[str], wanted: DatasetFormat, method: Method, source: str
+) -> Shape:
+    """Return the shape of rows with these columns. Raises JobFailure when it does not fit."""
+    found = ", ".join(sorted(columns)) or "none"
+    if wanted is DatasetFormat.AUTO:
+        shape = next((s for kind in KINDS.values() if (s := kind.match(columns))), None)
+    else:
+        shape = KINDS[wanted].match(columns)
+    if shape is None and wanted is not DatasetFormat.AUTO:
+        raise _failure(
+            f"dataset.format is {wanted.value}, which needs the columns {KINDS[wanted].needs}, but "
+            f"{source} has {found}: correct format, or rename columns with dataset.columns."
+        )
+    if shape is None:
+        raise _failure(
+            f"{source} has the columns {found}, which are no known format; method {method.value} "
+            f"needs {needs(method)}: rename columns with dataset.columns."
+        )
+    kind = KINDS[shape.format]
+    if method not in kind.methods:
+        others = " or ".join(sorted(other.value for other in kind.methods))
+        raise _failure(
+            f"the rows of {source} look like {kind.looks_like}, which method {others} needs; "
+            f"method {method.value} needs {needs(method)}: change method or the data."
+        )
+    return shape
+
+
+def needs(method: Method) -> str:
+    """Return the columns that a method can be trained on, for messages."""
+    return " or ".join(f"({k.needs})" for k in KINDS.values() if method in k.methods)
+
+
+def _failure(message: str) -> JobFailure:
+    return JobFailure(Reason.DATA_INVALID, message)

@@ -1,0 +1,61 @@
+"""On what to train: the GPUs of the plan, or the CPU."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from finetune_api import names
+from finetune_api.failures import Reason
+from finetune_api.spec import Training
+from finetune_api.status import Plan
+from finetune_api.trainer import JobFailure
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in what number format the model is trained."""
+
+    cuda: bool
+    dtype: torch.dtype
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        return self.dtype is torch.bfloat16
+
+
+def choose_device(plan: Plan, training: Training) -> Device:
+    """Return the plan's device. Raises JobFailure when CUDA does not see the plan's GPUs.
+
+    With FINETUNE_DEVICE=cpu a plan with GPUs runs on the CPU, in float32 unless the spec says
+    otherwise: bfloat16 is slow there.
+    """
+    forced_cpu = os.environ.get(names.DEVICE_ENV) == "cpu"
+    cuda = plan.gpus > 0 and not forced_cpu
+    if cuda:
+        _check_gpus(plan)
+    precision = plan.precision
+    if not cuda and training.precision == "auto":
+        precision = "float32"
+    return Device(cuda, torch.float32 if precision == "float32" else torch.bfloat16)
+
+
+def _check_gpus(plan: Plan) -> None:
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < plan.gpus_per_node:
+        raise JobFailure(
+            Reason.DEVICE_UNAVAILABLE,
+            f"the plan has {plan.gpus_per_node} GPUs in this pod, but CUDA sees {seen}: check the "
+            f"driver and the device plugin; {names.DEVICE_ENV}=cpu is for clusters without GPUs.",
+        )
+
+
+def measured_memory() -> dict[str, float]:
+    """Return peaks of this process in GiB: gpu_memory_gib (reserved) and host_memory_gib."""
+    import resource
+
+    peaks = {"host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["gpu_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    return peaks

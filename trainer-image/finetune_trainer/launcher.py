@@ -1,0 +1,66 @@
+"""Starts one process per GPU of this pod and ends as they end.
+
+torchrun would do, but an attempt is all its processes or none, so nothing of its elasticity is of
+use, and it turns every exit code into 1, where the operator decides from exit codes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from finetune_api import names
+from finetune_api.status import Plan
+
+_GRACE_SECONDS = 10
+"""How long the others get to end by themselves after one failed."""
+
+
+def needs_launch(plan: Plan | None) -> bool:
+    """Tell whether this process should start others: the pod has several GPUs, and no rank yet."""
+    return plan is not None and plan.gpus_per_node > 1 and "RANK" not in os.environ
+
+
+def launch(plan: Plan, arguments: list[str]) -> int:
+    """Run the same command once per GPU and return the first exit code that is not 0."""
+    processes = [_start(plan, rank, arguments) for rank in range(plan.gpus_per_node)]
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, forward)
+    code = 0
+    while code == 0 and any(process.poll() is None for process in processes):
+        time.sleep(0.2)
+        code = next((process.returncode for process in processes if process.poll()), 0)
+    _end(processes)
+    # The first process writes the termination message; its code belongs to it.
+    code = processes[0].returncode or code
+    return 128 - code if code < 0 else code
+
+
+def _start(plan: Plan, local_rank: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
+    node = int(os.environ.get("GROUP_RANK", "0"))
+    ranks = {
+        "LOCAL_RANK": str(local_rank),
+        "RANK": str(node * plan.gpus_per_node + local_rank),
+        "WORLD_SIZE": str(plan.nodes * plan.gpus_per_node),
+        "LOCAL_WORLD_SIZE": str(plan.gpus_per_node),
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(names.RENDEZVOUS_PORT)),
+    }
+    command = [sys.executable, "-m", "finetune_trainer.cli", *arguments]
+    return subprocess.Popen(command, env=os.environ | ranks)
+
+
+def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

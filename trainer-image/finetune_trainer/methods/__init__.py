@@ -1,0 +1,1 @@
+"""The fine-tuning methods, each thin over its TRL trainer."""

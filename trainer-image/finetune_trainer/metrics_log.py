@@ -1,0 +1,73 @@
+"""metrics.jsonl: every logged step once, however often training was stopped and resumed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.durable import sync
+
+BEFORE = "eval_loss_before"
+"""Name of the held-out loss before training in results."""
+
+
+class MetricsLog:
+    """One JSON object per line: step, and metrics by their TRL names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = _read(path)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step: training goes on from there."""
+        self.entries = [entry for entry in self.entries if entry["step"] <= step]
+        staging = self.path.with_suffix(".partial")
+        staging.write_text("".join(_line(entry) for entry in self.entries))
+        sync(staging)
+        staging.replace(self.path)
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """Add one line."""
+        entry = {"step": step, **values}
+        self.entries.append(entry)
+        with self.path.open("a") as stream:
+            stream.write(_line(entry))
+
+    def sync(self) -> None:
+        """Flush to disk: a checkpoint that refers to these lines is about to be published."""
+        if self.path.exists():
+            descriptor = os.open(self.path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    def find(self, step: int, name: str) -> float | None:
+        """Return a metric of one step."""
+        for entry in self.entries:
+            if entry["step"] == step and name in entry:
+                return float(entry[name])
+        return None
+
+    def summary(self) -> dict[str, float]:
+        """Return the newest value of every metric, and the held-out loss before training."""
+        newest: dict[str, float] = {}
+        for entry in self.entries:
+            newest |= {key: float(value) for key, value in entry.items() if key != "step"}
+        before = self.find(0, "eval_loss")
+        return newest | ({} if before is None else {BEFORE: before})
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            # The last line of a process that was killed while it wrote.
+            break
+    return entries
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"

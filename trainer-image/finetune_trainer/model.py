@@ -1,0 +1,36 @@
+"""Loads the base model in the plan's number format, quantised for qlora."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from finetune_api.spec import FineTuneJobSpec, Quantization
+from finetune_trainer.device import Device
+
+
+def load_model(folder: Path, spec: FineTuneJobSpec, device: Device) -> PreTrainedModel:
+    """Return the model on the CPU, or, when quantised for a GPU, on this process's GPU."""
+    options: dict[str, Any] = {}
+    if spec.adapter.type == "qlora":
+        options["quantization_config"] = _quantization(spec, device)
+        if device.cuda:
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=device.dtype, trust_remote_code=spec.model.trust_remote_code, **options
+    )
+    return model
+
+
+def _quantization(spec: FineTuneJobSpec, device: Device) -> BitsAndBytesConfig:
+    wanted = spec.adapter.quantization or Quantization()
+    if wanted.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=wanted.double_quant,
+        bnb_4bit_compute_dtype=torch.bfloat16 if device.cuda else torch.float32,
+    )

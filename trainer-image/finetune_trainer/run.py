@@ -1,0 +1,266 @@
+"""finetune-trainer run: from prepared data to a model in the output claim."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    TrainerState,
+    set_seed,
+)
+
+from finetune_api.failures import Reason
+from finetune_api.status import Plan
+from finetune_api.trainer import JobFailure, Result, TrainerConfig
+from finetune_trainer import export
+from finetune_trainer.callbacks.report import ReportCallback
+from finetune_trainer.callbacks.stop import StopCallback
+from finetune_trainer.checkpoints import Checkpoints, step_of
+from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows, parts_of, saved_facts
+from finetune_trainer.device import Device, choose_device, measured_memory
+from finetune_trainer.durable import read_json, write_json
+from finetune_trainer.logs import fields
+from finetune_trainer.methods import sft
+from finetune_trainer.methods.supported import check_supported
+from finetune_trainer.metrics_log import BEFORE, MetricsLog
+from finetune_trainer.model import load_model
+from finetune_trainer.model_card import model_card
+from finetune_trainer.paths import Paths
+from finetune_trainer.progress import ProgressBoard
+from finetune_trainer.samples import answer
+from finetune_trainer.sources.uri import Source
+from finetune_trainer.termination import Terminated, Termination
+from finetune_trainer.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: TrainerConfig, paths: Paths, board: ProgressBoard, termination: Termination
+) -> Result:
+    """Train and hand over. Raises JobFailure, or Terminated after SIGTERM."""
+    finished = export.finished_result(config, paths)
+    if finished is not None:
+        log.info("the model was already handed over by an earlier process")
+        return finished
+    if config.plan is None:
+        raise JobFailure(Reason.CONFIG_INVALID, "job.json has no plan: run prepares nothing.")
+    check_supported(config.spec, config.plan)
+    device = choose_device(config.plan, config.spec.training)
+    # Before the adapter is initialised.
+    set_seed(config.spec.training.seed)
+    training = build(config, config.plan, paths, board, device)
+    training.before()
+    training.train(termination)
+    training.after()
+    return training.hand_over()
+
+
+def build(
+    config: TrainerConfig, plan: Plan, paths: Paths, board: ProgressBoard, device: Device
+) -> "Training":
+    """Load model, tokenizer and data, and put the trainer together."""
+    facts = saved_facts(paths.data)
+    train = load_rows(paths.data, TRAIN)
+    if facts is None or train is None:
+        raise JobFailure(
+            Reason.CONFIG_INVALID, "the workspace holds no prepared data: run prepare first."
+        )
+    held_out = load_rows(paths.data, EVAL)
+    tokenizer = load_tokenizer(paths.model, config.spec.model)
+    arguments = sft.arguments(
+        config.spec, plan, device, paths, facts.max_tokens, held_out=held_out is not None
+    )
+    model = load_model(paths.model, config.spec, device)
+    trainer = sft.build_trainer(config, arguments, model, tokenizer, (train, held_out))
+    metrics = MetricsLog(paths.metrics)
+    checkpoints = Checkpoints(paths.checkpoints, config.spec.training.checkpoint.keep)
+    trainer.use_checkpoints(checkpoints, metrics)
+    trainer.add_callback(ReportCallback(board, metrics))
+    log.info(
+        "model is loaded",
+        extra=fields(device=str(trainer.args.device), dtype=str(device.dtype), rows=len(train)),
+    )
+    return Training(config, paths, board, device, trainer, tokenizer, metrics, checkpoints)
+
+
+@dataclass
+class Training:
+    """One process's part of one training run."""
+
+    config: TrainerConfig
+    paths: Paths
+    board: ProgressBoard
+    device: Device
+    trainer: Any
+    tokenizer: PreTrainedTokenizerBase
+    metrics: MetricsLog
+    checkpoints: Checkpoints
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what all share."""
+        return bool(self.trainer.is_world_process_zero())
+
+    def before(self) -> None:
+        """Measure the model as it came, unless an earlier process has."""
+        if self.trainer.eval_dataset is not None and self.metrics.find(0, "eval_loss") is None:
+            self.trainer.evaluate()
+        self.board.update(eval_loss_before=self.metrics.find(0, "eval_loss"))
+        if not self.config.spec.evaluation.sample_prompts or self.paths.answers_before.exists():
+            return
+        if self.is_main:
+            write_json(self.paths.answers_before, self._answers())
+        self._wait()
+
+    def _answers(self) -> list[str]:
+        answers = answer(self.trainer.model, self.tokenizer, self.config.spec.evaluation)
+        prompts = self.config.spec.evaluation.sample_prompts
+        for prompt, text in zip(prompts, answers, strict=True):
+            log.info("sample", extra=fields(prompt=prompt, answer=text))
+        return answers
+
+    def train(self, termination: Termination) -> None:
+        """Train from the newest complete checkpoint to the last step."""
+        stop = StopCallback(termination)
+        self.trainer.add_callback(stop)
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is not None:
+            log.info("resuming", extra=fields(checkpoint=checkpoint.name))
+            self.board.update(checkpoint_step=step_of(checkpoint))
+        if checkpoint is not None and self._load_finished(checkpoint):
+            return
+        with termination.deferred():
+            self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        if stop.stopped or termination.requested:
+            raise Terminated
+
+    def _newest_checkpoint(self) -> Path | None:
+        """Return the checkpoint that all ranks resume from; the first checks and cleans."""
+        found: list[Path | None] = [self.checkpoints.newest_complete() if self.is_main else None]
+        if self.trainer.args.world_size > 1:
+            torch.distributed.broadcast_object_list(found)
+        return found[0]
+
+    def _load_finished(self, checkpoint: Path) -> bool:
+        """Load a checkpoint of the last step; Trainer would train one step more."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.trainer.load_weights(checkpoint)
+        self.trainer.state = state
+        self.metrics.rewind(state.global_step)
+        self.board.update(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            steps=f"{state.global_step}/{state.max_steps}",
+            epoch=float(state.epoch or 0),
+        )
+        return True
+
+    def after(self) -> None:
+        """Measure the trained model, unless its last step was evaluated."""
+        step = self.trainer.state.global_step
+        if self.trainer.eval_dataset is not None and self.metrics.find(step, "eval_loss") is None:
+            self.trainer.evaluate()
+        self.board.update(activity="Exporting")
+
+    def hand_over(self) -> Result:
+        """Write the artifact and return the result; ranks but the first only wait."""
+        result = self._export() if self.is_main else Result.succeeded()
+        self._wait()
+        self.board.update(activity="Done")
+        return result
+
+    def _export(self) -> Result:
+        folder = export.stage(self.config, self.paths)
+        self._write_report(folder)
+        self._write_weights(folder)
+        result = Result.succeeded(
+            message=self._summary(),
+            artifact=export.artifact_of(self.config, folder),
+            **record(self.board, self.metrics),
+        )
+        export.hand_over(self.config, self.paths, folder, result)
+        return result
+
+    def _write_report(self, folder: Path) -> None:
+        base = Source.parse(self.config.spec.model.source, "model.source").model_name
+        facts = saved_facts(self.paths.data)
+        if facts is not None:
+            parts = [part for _, part in parts_of(self.config.spec)]
+            rate = sft.learning_rate(self.config.spec)
+            card = model_card(self.config, base, parts, facts, self.metrics.summary(), rate)
+            (folder / "README.md").write_text(card)
+        export.write_metrics(self.paths.metrics, folder)
+        if self.config.spec.evaluation.sample_prompts:
+            self._write_samples(folder)
+
+    def _write_samples(self, folder: Path) -> None:
+        before = read_json(self.paths.answers_before)
+        prompts = self.config.spec.evaluation.sample_prompts
+        rows = zip(prompts, before, self._answers(), strict=True)
+        write_json(
+            folder / "samples.json",
+            [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
+        )
+
+    def _write_weights(self, folder: Path) -> None:
+        base = Source.parse(self.config.spec.model.source, "model.source").model_name
+        card = (folder / "README.md").read_bytes()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        export.write_model(model, self.tokenizer, folder, base)
+        # PEFT writes a card of its own.
+        (folder / "README.md").write_bytes(card)
+        if self.config.spec.output.merged and self.config.spec.adapter.type != "full":
+            merged = self._unquantised(folder) if self._is_quantised else model
+            stored = AutoConfig.from_pretrained(
+                self.paths.model, trust_remote_code=self._trust
+            ).dtype
+            export.write_merged(merged, self.tokenizer, folder / export.MERGED, stored)
+
+    @property
+    def _trust(self) -> bool:
+        return self.config.spec.model.trust_remote_code
+
+    @property
+    def _is_quantised(self) -> bool:
+        return self.config.spec.adapter.type == "qlora"
+
+    def _unquantised(self, adapter: Path) -> Any:
+        """Return the adapter on the unquantised base: 4 bits would lose what it learned."""
+        base = AutoModelForCausalLM.from_pretrained(
+            self.paths.model, dtype=self.device.dtype, trust_remote_code=self._trust
+        )
+        return PeftModel.from_pretrained(base, str(adapter))
+
+    def _summary(self) -> str:
+        state, metrics = self.trainer.state, self.metrics.summary()
+        text = f"trained {state.global_step} steps"
+        if BEFORE in metrics and "eval_loss" in metrics:
+            text += (
+                f"; held-out loss {metrics[BEFORE]:.4f} before, {metrics['eval_loss']:.4f} after"
+            )
+        return text
+
+    def _wait(self) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+
+
+def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:
+    """Return what every result carries, however the run ended: step, metrics and measured peaks."""
+    speed = board.tokens_per_second
+    measured = measured_memory() | ({} if speed is None else {"tokens_per_second": speed})
+    summary = metrics.summary()
+    return {
+        "step": board.progress.step,
+        "metrics": {name: value for name, value in summary.items() if math.isfinite(value)},
+        "measured": {name: round(value, 3) for name, value in measured.items()},
+    }

@@ -1,0 +1,1 @@
+"""Fetches what the spec's source URIs name into the workspace, whole or not at all."""
