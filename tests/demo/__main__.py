@@ -160,7 +160,9 @@ def show_result(target: Target, job: Manifest) -> None:
     for sample in json.loads(
         install.read_claim(target.kubectl, "models", target.images["trainer"], script)
     ):
-        print(f"\n  {sample['prompt']}\n    before: {sample['before']}\n    after:  {sample['after']}")
+        print(
+            f"\n  {sample['prompt']}\n    before: {sample['before']}\n    after:  {sample['after']}"
+        )
     print(f"\nthe model: {job['status']['artifact']['uri']}")
 
 

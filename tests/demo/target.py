@@ -35,7 +35,7 @@ def own() -> Target:
         images=images.build_and_push(),
         # The GPUs are stand-ins: the trainer may run on the CPU although its plan has GPUs.
         values=("trainer.env.FINETUNE_DEVICE=cpu",),
-        about=f'export KUBECONFIG={cluster.kubeconfig} PATH="{cluster.bin("kubectl").parent}:$PATH"',
+        about=f'export KUBECONFIG={cluster.kubeconfig} PATH="{cluster.layout.tools}:$PATH"',
     )
 
 

@@ -35,7 +35,7 @@ def install_operator(
         [
             *(str(helm), "upgrade", RELEASE, str(CHART), "--install", "--wait", "--timeout", "3m"),
             *("--namespace", NAMESPACE, "--create-namespace"),
-            *(argument for setting in settings for argument in ("--set", setting)),
+            *(argument for setting in settings for argument in ("--set-string", setting)),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -79,10 +79,12 @@ def fill_claim(kubectl: Kubectl, name: str, image: str, folders: Mapping[str, Pa
         unpack = ("tar", "--extract", "--no-same-owner", "--directory", "/claim")
         command = kubectl.command("exec", "--stdin", pod, "--", *unpack)
         # A stream: the archive of a model does not fit into memory twice.
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=kubectl.environment) as copy:
-            with tarfile.open(fileobj=copy.stdin, mode="w|") as tar:
-                for target, source in folders.items():
-                    tar.add(source, arcname=target)
+        with (
+            subprocess.Popen(command, stdin=subprocess.PIPE, env=kubectl.environment) as copy,
+            tarfile.open(fileobj=copy.stdin, mode="w|") as tar,
+        ):
+            for target, source in folders.items():
+                tar.add(source, arcname=target)
         if copy.returncode:
             raise KubectlError(f"copying into claim {name} ended with {copy.returncode}")
     finally:

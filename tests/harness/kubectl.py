@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,35 +77,48 @@ class Kubectl:
         """Merge a change into one object."""
         self.run("patch", kind, name, "--type", "merge", "--patch", json.dumps(change))
 
-    def follow(self, kind: str, name: str, seconds: float) -> Iterator[Manifest]:
-        """Yield the object each time it changes, for so many seconds.
+    def lines(self, *arguments: str, seconds: float) -> Iterator[str]:
+        """Yield the lines that a long-running kubectl prints, for so many seconds.
 
         Raises:
             TimeoutError: when the time is over before the caller has seen enough.
 
         """
-        watch = subprocess.Popen(
-            self.command("get", kind, name, "--watch", "--output", "json"),
+        process = subprocess.Popen(
+            self.command(*arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env=self.environment,
         )
-        timer = threading.Timer(seconds, watch.kill)
+        timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
-            if watch.stdout:
-                yield from _documents(watch.stdout)
+            yield from process.stdout or ()
+            # Only after kubectl has ended by itself or by the timer.
+            if not timer.is_alive():
+                raise TimeoutError(f"kubectl {' '.join(arguments)}: over after {seconds:.0f} s")
         finally:
-            timed_out = not timer.is_alive()
             timer.cancel()
-            watch.kill()
-            watch.wait()
-        if timed_out:
-            raise TimeoutError(f"{kind} {name}: not as expected within {seconds:.0f} s")
+            process.kill()
+            process.wait()
+
+    def follow(self, kind: str, name: str, seconds: float) -> Iterator[Manifest]:
+        """Yield the object each time it changes, for so many seconds, over lost connections.
+
+        Raises:
+            TimeoutError: when the time is over before the caller has seen enough.
+
+        """
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            arguments = ("get", kind, name, "--watch", "--output", "json")
+            yield from _documents(self.lines(*arguments, seconds=left))
+            # The API server went away; kubectl does not come back by itself.
+            time.sleep(0.5)
 
 
-def _documents(lines: Iterator[str] | Any) -> Iterator[Manifest]:
+def _documents(lines: Iterator[str]) -> Iterator[Manifest]:
     """Split kubectl's stream of indented JSON objects."""
     block: list[str] = []
     for line in lines:

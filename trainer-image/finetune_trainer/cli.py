@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (finetune_api.failures)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    logs.configure()
+    # Of several processes the first speaks for all.
+    logs.configure(logging.INFO if environment.is_first_process() else logging.WARNING)
+    if not environment.is_launched():
+        options.termination_log.write_text("")
     try:
         config = read_config(options.config)
     except JobFailure as failure:
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment.set_up(plan.cpu, plan.gpus_per_node)
         return launcher.launch(plan, arguments)
     environment.set_up(plan.cpu if plan else None)
+    if options.command == "run":
+        environment.go_offline()
     return _guarded(COMMANDS[options.command], config, options)
 
 
@@ -147,7 +152,9 @@ def _failed(
 
 def _end(termination_log: Path, result: Result, failure: JobFailure | None = None) -> int:
     log.info("ended", extra=logs.fields(reason=result.reason, detail=result.message))
-    if environment.is_first_process():
+    # Of several processes the first failure counts: those of the others follow from it.
+    is_first_failure = failure is not None and not termination_log.read_text()
+    if is_first_failure or (failure is None and environment.is_first_process()):
         termination_log.write_text(result.to_message())
     return 0 if failure is None else failure.exit_code
 

@@ -50,6 +50,16 @@ def _quantity(text: str) -> float:
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
+def go_offline() -> None:
+    """Keep the hub's client from the network: training reads what preparation has fetched."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def is_launched() -> bool:
+    """Tell whether a launcher has started this process as one of several."""
+    return "RANK" in os.environ
+
+
 def is_first_process() -> bool:
     """Tell whether this is the process of rank 0, which serves and writes for all."""
     return os.environ.get("RANK", "0") == "0"

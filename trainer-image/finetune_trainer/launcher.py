@@ -13,6 +13,7 @@ from types import FrameType
 
 from finetune_api import names
 from finetune_api.status import Plan
+from finetune_trainer import environment
 
 _GRACE_SECONDS = 10
 """How long the others get to end by themselves after one failed."""
@@ -20,11 +21,14 @@ _GRACE_SECONDS = 10
 
 def needs_launch(plan: Plan | None) -> bool:
     """Tell whether this process should start others: the pod has several GPUs, and no rank yet."""
-    return plan is not None and plan.gpus_per_node > 1 and "RANK" not in os.environ
+    return plan is not None and plan.gpus_per_node > 1 and not environment.is_launched()
 
 
 def launch(plan: Plan, arguments: list[str]) -> int:
-    """Run the same command once per GPU and return the first exit code that is not 0."""
+    """Run the same command once per GPU and return the first exit code that is not 0.
+
+    What the others end with after one has failed says nothing.
+    """
     processes = [_start(plan, rank, arguments) for rank in range(plan.gpus_per_node)]
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -37,8 +41,6 @@ def launch(plan: Plan, arguments: list[str]) -> int:
         time.sleep(0.2)
         code = next((process.returncode for process in processes if process.poll()), 0)
     _end(processes)
-    # The first process writes the termination message; its code belongs to it.
-    code = processes[0].returncode or code
     return 128 - code if code < 0 else code
 
 

@@ -29,11 +29,11 @@ def fields(**values: Any) -> dict[str, Any]:
     return {"fields": values}
 
 
-def configure() -> None:
+def configure(level: int = logging.INFO) -> None:
     """Send everything through one JSON handler; Python's warnings too."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     # Deprecations are for whoever upgrades the libraries.
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -38,6 +38,7 @@ def prepare(config: TrainerConfig, paths: Paths) -> Result:
     spec = config.spec
     check_supported(spec, None)
     check_extra(spec.training.extra, sft.CONFIGURATION)
+    sft.check_extra_values(spec.training.extra)
     _check_evaluation(spec)
     if finished_result(config, paths) is None:
         check_output(config, paths)

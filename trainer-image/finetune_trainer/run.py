@@ -111,8 +111,7 @@ class Training:
 
     def before(self) -> None:
         """Measure the model as it came, unless an earlier process has."""
-        if self.trainer.eval_dataset is not None and self.metrics.find(0, "eval_loss") is None:
-            self.trainer.evaluate()
+        self._evaluate_once(0)
         self.board.update(eval_loss_before=self.metrics.find(0, "eval_loss"))
         if not self.config.spec.evaluation.sample_prompts or self.paths.answers_before.exists():
             return
@@ -140,14 +139,28 @@ class Training:
         with termination.deferred():
             self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         if stop.stopped or termination.requested:
+            _leave_group()
             raise Terminated
 
     def _newest_checkpoint(self) -> Path | None:
         """Return the checkpoint that all ranks resume from; the first checks and cleans."""
-        found: list[Path | None] = [self.checkpoints.newest_complete() if self.is_main else None]
+        found = self.checkpoints.newest_complete() if self.is_main else None
+        checkpoint: Path | None = self._as_main(found)
+        return checkpoint
+
+    def _evaluate_once(self, step: int) -> None:
+        """Evaluate, unless the metrics log has this step's evaluation."""
+        if self.trainer.eval_dataset is None:
+            return
+        if self._as_main(self.metrics.find(step, "eval_loss")) is None:
+            self.trainer.evaluate()
+
+    def _as_main(self, value: Any) -> Any:
+        """Return what the first process passes: all must take the same turn."""
+        values = [value]
         if self.trainer.args.world_size > 1:
-            torch.distributed.broadcast_object_list(found)
-        return found[0]
+            torch.distributed.broadcast_object_list(values)
+        return values[0]
 
     def _load_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint of the last step; Trainer would train one step more."""
@@ -167,9 +180,7 @@ class Training:
 
     def after(self) -> None:
         """Measure the trained model, unless its last step was evaluated."""
-        step = self.trainer.state.global_step
-        if self.trainer.eval_dataset is not None and self.metrics.find(step, "eval_loss") is None:
-            self.trainer.evaluate()
+        self._evaluate_once(self.trainer.state.global_step)
         self.board.update(activity="Exporting")
 
     def hand_over(self) -> Result:
@@ -177,6 +188,7 @@ class Training:
         result = self._export() if self.is_main else Result.succeeded()
         self._wait()
         self.board.update(activity="Done")
+        _leave_group()
         return result
 
     def _export(self) -> Result:
@@ -252,6 +264,12 @@ class Training:
 
     def _wait(self) -> None:
         self.trainer.accelerator.wait_for_everyone()
+
+
+def _leave_group() -> None:
+    """Part from the other processes; at the interpreter's end one would abort for the other's."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:

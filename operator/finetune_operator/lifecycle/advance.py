@@ -129,7 +129,7 @@ def _observe(draft: Draft, attempt: Attempt) -> None:
         draft.say(Phase.RECOVERING, f"Pod {', '.join(leaving)} is being deleted.")
     elif attempt.role == names.PREPARE_ROLE:
         draft.say(Phase.PREPARING, _or(problem, "Fetching and checking model and data."))
-    elif pods and all(pod.running or pod.terminal for pod in pods):
+    elif pods and all(pod.running or pod.termination for pod in pods):
         _running(draft, attempt, pods)
     elif any(pod.unscheduled and pod.unscheduled.reason == "SchedulingGated" for pod in pods):
         queue = draft.job.spec.run_policy.queue

@@ -233,6 +233,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
     "unknown extra": (training(extra={"neftune_noise_alhpa": 5}), Reason.CONFIG_INVALID, r"training.extra.neftune_noise_alhpa is no field of TRL's SFTConfig: did you mean neftune_noise_alpha\?"),
     "owned extra": (training(extra={"max_steps": 5}), Reason.CONFIG_INVALID, "training.extra.max_steps is set by the spec: use training.maxSteps"),
     "wrong type": (training(extra={"adam_beta1": "high"}), Reason.CONFIG_INVALID, "training.extra.adam_beta1 is 'high', expected float"),
+    "value that TRL refuses": (training(extra={"optim": "sgdd"}), Reason.CONFIG_INVALID, "training.extra: sgdd is not a valid OptimizerNames"),
     "no held-out rows": (training(evalEverySteps=1), Reason.CONFIG_INVALID, "training.evalEverySteps is 1, but no rows are held out"),
     "too long for the model": (training(maxLength=1024), Reason.CONFIG_INVALID, "training.maxLength is 1024, but the model knows only 512 positions: lower it to 512"),
     "unmarked template": (training(assistantOnlyLoss=True), Reason.CONFIG_INVALID, "training.assistantOnlyLoss is true, but the chat template does not mark"),

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan
-from finetune_api.trainer import TrainerConfig
+from finetune_api.trainer import JobFailure, TrainerConfig
 from finetune_trainer.adapter import lora_config
 from finetune_trainer.device import Device
 from finetune_trainer.methods.resumable import ResumableTrainer
@@ -21,6 +22,16 @@ CONFIGURATION = SFTConfig
 
 class ResumableSftTrainer(ResumableTrainer, SFTTrainer):
     """TRL's trainer with our checkpoints."""
+
+
+def check_extra_values(extra: dict[str, Any]) -> None:
+    """Raise JobFailure when TRL refuses the value of a field."""
+    try:
+        SFTConfig(use_cpu=True, bf16=False, report_to="none", **extra)
+    except (TypeError, ValueError) as error:
+        raise JobFailure(
+            Reason.CONFIG_INVALID, f"training.extra: {' '.join(str(error).split())}"
+        ) from error
 
 
 def learning_rate(spec: FineTuneJobSpec) -> float:
@@ -71,7 +82,8 @@ def arguments(
         seed=training.seed,
         report_to="none",
         disable_tqdm=True,
-        **training.extra,
+        # Every weight that is trained is used; looking for others costs time.
+        **({"ddp_find_unused_parameters": False} | training.extra),
     )
 
 

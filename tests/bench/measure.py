@@ -1,0 +1,183 @@
+"""Measures the operator on a control plane whose nodes and pods KWOK plays."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from bench import load
+from bench.processes import cpu_seconds, peak_memory_mib
+from devcluster import Cluster
+from devcluster.processes import Daemons
+from integration.operator_process import Operator
+from integration.results import PREPARED, TRAINED
+
+CHART: Final = Path(__file__).parents[2] / "helm/finetune-operator"
+CRDS: Final = CHART / "files/crds"
+NAMESPACE: Final = "bench"
+_ESTABLISHED: Final = '{.status.conditions[?(@.type=="Established")].status}'
+MOST_REQUESTS: Final = 12
+"""Of the operator's own for one job, over the whole of a successful life."""
+MOST_MEMORY: Final = 200.0
+"""MiB that the operator may have had resident at most."""
+SAFETY_NET: Final = frozenset({"LIST finetunejobs", "LIST pods"})
+"""Requests of the resync: a few in all, however many jobs there are."""
+
+
+class MeasuredOperator(Operator):
+    """The operator as a process, with what it uses."""
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        if self._process is None:
+            raise RuntimeError("the operator was not started")
+        return self._process.pid
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a number of jobs took."""
+
+    jobs: int
+    timeline: load.Timeline
+    requests: dict[str, int]
+    """The operator's, as VERB RESOURCE."""
+    cpu: dict[str, float]
+    """CPU seconds by process."""
+    memory: float
+    """MiB that the operator had resident at most."""
+
+    @property
+    def finished(self) -> int:
+        """How many jobs have succeeded."""
+        return self.timeline.count("Succeeded")
+
+    @property
+    def requests_per_job(self) -> float:
+        """The operator's requests for one job, without the safety net's."""
+        counted = (count for name, count in self.requests.items() if name not in SAFETY_NET)
+        return sum(counted) / self.jobs
+
+    def broken(self) -> list[str]:
+        """Return what is required and is not so."""
+        required = {
+            f"{self.finished} of {self.jobs} jobs succeeded": self.finished == self.jobs,
+            f"{self.requests_per_job:.1f} API requests per job, at most {MOST_REQUESTS} are "
+            "allowed": self.requests_per_job <= MOST_REQUESTS,
+            f"{self.memory:.0f} MiB of memory, less than {MOST_MEMORY:.0f} are "
+            "allowed": self.memory < MOST_MEMORY,
+        }
+        return [sentence for sentence, kept in required.items() if not kept]
+
+
+class Bench:
+    """A control plane and an operator that have run one job already."""
+
+    def __init__(self, cluster: Cluster, operator: MeasuredOperator) -> None:
+        self._cluster = cluster
+        self._operator = operator
+
+    def measure(self, jobs: int, *, seconds: float = 600) -> Measurement:
+        """Apply so many jobs at once and wait until all are over, or for so many seconds."""
+        requests, cpu = self._operator.requests(), self._cpu()
+        timeline = asyncio.run(self._load("job", jobs, seconds=seconds))
+        after = self._settled_requests()
+        spent = {name: count - requests.get(name, 0) for name, count in after.items()}
+        return Measurement(
+            jobs=jobs,
+            timeline=timeline,
+            requests={name: count for name, count in sorted(spent.items()) if count},
+            cpu={name: used - cpu.get(name, 0) for name, used in self._cpu().items()},
+            memory=peak_memory_mib(self._operator.pid),
+        )
+
+    def warm_up(self) -> None:
+        """Run one job: the shared claim is bound, everything is loaded and connected."""
+        timeline = asyncio.run(self._load("warm-up", 1, seconds=60))
+        if not timeline.count("Succeeded"):
+            raise RuntimeError(f"one job alone did not succeed: {self._operator.log()}")
+
+    async def _load(self, prefix: str, jobs: int, *, seconds: float) -> load.Timeline:
+        # Not as system:masters, which is exempt from priority and fairness.
+        async with await load.connect(self._cluster.bench_kubeconfig) as api:
+            return await load.Load(api, NAMESPACE).run(prefix, jobs, seconds=seconds)
+
+    def _settled_requests(self) -> dict[str, int]:
+        """Return the operator's requests once it sends no more: Events follow the status."""
+        before: dict[str, int] = {}
+        while (now := self._operator.requests()) != before:
+            before = now
+            time.sleep(1)
+        return now
+
+    def _cpu(self) -> dict[str, float]:
+        """Return CPU seconds by process; this one applies the jobs and watches."""
+        daemons = Daemons(self._cluster.layout.state)
+        pids = {name: record.pid for name in daemons.names() if (record := daemons.record(name))}
+        used = {name: cpu_seconds(pid) for name, pid in pids.items()}
+        ours = {"operator": cpu_seconds(self._operator.pid), "bench": time.process_time()}
+        return used | ours
+
+
+@contextlib.contextmanager
+def running_bench(folder: Path, *, nodes: int, pod_seconds: float) -> Iterator[Bench]:
+    """Start a control plane with nodes of 8 GPUs, and the operator with the chart's rights."""
+    messages = {"prepare": PREPARED, "trainer": TRAINED}
+    with Cluster.control_plane(
+        "bench", kwok_nodes=nodes, pod_seconds=pod_seconds, pod_messages=messages
+    ) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+        # Not --for=condition: that fails in the moment before there are any conditions.
+        cluster.kubectl("wait", f"--for=jsonpath={_ESTABLISHED}=True", "-f", str(CRDS))
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        cluster.kubectl("wait", "--for=create", f"--namespace={NAMESPACE}", "sa/default")
+        cluster.apply(_claim())
+        operator = MeasuredOperator(_operator_kubeconfig(cluster, folder), NAMESPACE, folder)
+        operator.start()
+        try:
+            bench = Bench(cluster, operator)
+            bench.warm_up()
+            yield bench
+        finally:
+            operator.kill()
+
+
+def _claim() -> load.Body:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "models", "namespace": NAMESPACE},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+
+
+def _operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
+    """Install the chart's ServiceAccount and roles, and return a kubeconfig of that account."""
+    rendered = subprocess.run(
+        [
+            *(cluster.bin("helm"), "template", "finetune-operator", CHART, "--kube-version=1.34.4"),
+            *(f"--namespace={NAMESPACE}", f"--set=watchNamespaces={{{NAMESPACE}}}"),
+            *("--show-only=templates/serviceaccount.yaml", "--show-only=templates/rbac.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=rendered)
+    account = (f"--namespace={NAMESPACE}", "create", "token", "finetune-operator")
+    settings = yaml.safe_load(cluster.kubeconfig.read_text())
+    settings["users"][0]["user"] = {"token": cluster.kubectl(*account).strip()}
+    path = folder / "operator.kubeconfig"
+    path.write_text(json.dumps(settings))
+    return path

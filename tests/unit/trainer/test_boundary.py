@@ -1,0 +1,78 @@
+"""What the process makes of errors, of its CPUs and of its command line."""
+
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_api.failures import Reason
+from finetune_api.trainer import JobFailure
+from finetune_trainer import environment
+from finetune_trainer.failures import as_failure
+from finetune_trainer.metrics_log import MetricsLog
+
+
+def _caused(cause: Exception) -> Exception:
+    error = RuntimeError("saving failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (JobFailure(Reason.DATA_INVALID, "no"), Reason.DATA_INVALID),
+        (OSError(errno.ENOSPC, "No space left on device"), Reason.STORAGE_FULL),
+        (_caused(OSError(errno.EDQUOT, "Quota exceeded")), Reason.STORAGE_FULL),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), Reason.STORAGE_FULL),
+        (torch.OutOfMemoryError("CUDA out of memory"), Reason.GPU_OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), Reason.GPU_OUT_OF_MEMORY),
+        (ValueError("two\nlines"), Reason.INTERNAL_ERROR),
+    ],
+)
+def test_every_error_has_a_reason(error: Exception, reason: Reason) -> None:
+    failure = as_failure(error)
+    assert failure.reason is reason
+    assert "\n" not in failure.message
+
+
+@pytest.mark.parametrize(
+    ("limit", "requested", "cpus"),
+    [("150000 100000", "8", 2), ("max 100000", "500m", 1), ("50000 100000", None, 1)],
+)
+def test_threads_fit_the_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, requested: str | None, cpus: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    monkeypatch.setattr(environment, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert environment.available_cpus(requested) == cpus
+
+
+def test_help_and_a_missing_config_do_not_load_torch(tmp_path: Path) -> None:
+    started = time.monotonic()
+    command = [sys.executable, "-m", "finetune_trainer.cli"]
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "prepare" in result.stdout
+    log = tmp_path / "termination-log"
+    ended = subprocess.run(
+        [*command, "run", "--config=/none/job.json", f"--termination-log={log}"],
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 64
+    assert "--config /none/job.json cannot be read" in log.read_text()
+    assert time.monotonic() - started < 6
+
+
+def test_a_torn_line_of_the_metrics_log_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    metrics = MetricsLog(path)
+    metrics.rewind(5)
+    metrics.append(2, {"loss": float("nan")})
+    assert [entry["step"] for entry in MetricsLog(path).entries] == [1, 2]
