@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,17 +17,20 @@ Body = dict[str, Any]
 
 STAGES: Final = (
     "accepted",
-    "prepare pod created",
-    "prepare pod scheduled",
-    "prepare pod running",
-    "prepare pod ended",
-    "trainer pod created",
-    "trainer pod scheduled",
-    "trainer pod running",
-    "trainer pod ended",
+    "prepare created",
+    "prepare scheduled",
+    "prepare running",
+    "prepare ended",
+    "trainer created",
+    "trainer scheduled",
+    "trainer running",
+    "trainer ended",
     "Succeeded",
 )
-"""A job's way, in order."""
+"""A job's way through its two pods, in order."""
+STEPS: Final = tuple(pairwise(STAGES))
+OPERATOR_STEPS: Final = (STEPS[0], STEPS[4], STEPS[8])
+"""Those that wait for the operator; the others wait for the cluster or for the pod itself."""
 _AT_ONCE: Final = 50
 """Connections by which jobs are applied; more would measure TLS handshakes."""
 
@@ -34,20 +38,21 @@ _AT_ONCE: Final = 50
 class Timeline:
     """When each job was first seen in each stage, in seconds of the event loop's clock."""
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Iterable[str]) -> None:
+        self._going = set(jobs)
+        self._known = frozenset(self._going)
         self._seen: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
-        self._over: set[str] = set()
         self._all_over = asyncio.Event()
 
     def mark(self, job: str, stage: str) -> None:
-        """Note that a job is in a stage now; only the first time counts."""
-        self._seen[stage].setdefault(job, asyncio.get_running_loop().time())
+        """Note that a job is in a stage now; only the first time and our own jobs count."""
+        if job in self._known:
+            self._seen[stage].setdefault(job, asyncio.get_running_loop().time())
 
     def end(self, job: str) -> None:
         """Note that a job has succeeded or failed."""
-        self._over.add(job)
-        if len(self._over) == self._jobs:
+        self._going.discard(job)
+        if not self._going:
             self._all_over.set()
 
     async def wait(self, seconds: float) -> None:
@@ -61,15 +66,19 @@ class Timeline:
         """Return how many jobs have reached a stage."""
         return len(self._seen[stage])
 
-    def seconds(self, earlier: str, later: str) -> list[float]:
-        """Return the seconds from one stage to another of each job that has reached both."""
-        start = self._seen[earlier]
-        return [time - start[job] for job, time in self._seen[later].items() if job in start]
+    def seconds(self, *steps: tuple[str, str]) -> list[float]:
+        """Return the seconds that steps took together, for each job that was seen in all."""
+        stages = [self._seen[stage] for step in steps for stage in step]
+        jobs = set(self._seen[STAGES[0]]).intersection(*stages)
+        return [
+            sum(self._seen[later][job] - self._seen[earlier][job] for earlier, later in steps)
+            for job in jobs
+        ]
 
     def span(self) -> float:
-        """Return the seconds from the first job accepted to the last one succeeded."""
+        """Return the seconds from the first job accepted to the last one succeeded, if any has."""
         first, last = self._seen[STAGES[0]].values(), self._seen[STAGES[-1]].values()
-        return max(last) - min(first) if first and last else 0.0
+        return max(last) - min(first)
 
 
 class Load:
@@ -80,68 +89,66 @@ class Load:
         self._jobs = client.CustomObjectsApi(api)
         self._pods = client.CoreV1Api(api)
 
-    async def run(self, prefix: str, jobs: int, *, seconds: float) -> Timeline:
-        """Apply so many jobs at once and wait until all are over, or for so many seconds."""
-        timeline = Timeline(jobs)
+    async def run(self, bodies: Sequence[Body], *, seconds: float) -> Timeline:
+        """Apply jobs at once and wait until all are over, or for so many seconds."""
+        timeline = Timeline(body["metadata"]["name"] for body in bodies)
         async with asyncio.TaskGroup() as group:
             watches = [
-                group.create_task(self._watch_jobs(prefix, timeline)),
-                group.create_task(self._watch_pods(prefix, timeline)),
+                group.create_task(self._watch_jobs(timeline)),
+                group.create_task(self._watch_pods(timeline)),
             ]
             slots = asyncio.Semaphore(_AT_ONCE)
-            applied = (self._apply(f"{prefix}-{i:04d}", slots, timeline) for i in range(jobs))
-            await asyncio.gather(*applied)
+            await asyncio.gather(*(self._apply(body, slots, timeline) for body in bodies))
             await timeline.wait(seconds)
             for watch in watches:
                 watch.cancel()
         return timeline
 
-    async def _apply(self, name: str, slots: asyncio.Semaphore, timeline: Timeline) -> None:
+    async def _apply(self, body: Body, slots: asyncio.Semaphore, timeline: Timeline) -> None:
         async with slots:
             await self._jobs.create_namespaced_custom_object(
-                names.GROUP, names.VERSION, self._namespace, names.PLURAL, job(name)
+                names.GROUP, names.VERSION, self._namespace, names.PLURAL, body
             )
-        timeline.mark(name, "accepted")
+        timeline.mark(body["metadata"]["name"], "accepted")
 
-    async def _watch_jobs(self, prefix: str, timeline: Timeline) -> None:
+    async def _watch_jobs(self, timeline: Timeline) -> None:
         listing = self._jobs.list_namespaced_custom_object_without_preload_content
         where = (names.GROUP, names.VERSION, self._namespace, names.PLURAL)
         async with aclosing(_changes(listing, *where)) as changes:
             async for body in changes:
                 name, phase = body["metadata"]["name"], body.get("status", {}).get("phase")
-                if not name.startswith(prefix):
-                    continue
                 if phase == Phase.SUCCEEDED:
                     timeline.mark(name, "Succeeded")
                 if phase in {Phase.SUCCEEDED, Phase.FAILED}:
                     timeline.end(name)
 
-    async def _watch_pods(self, prefix: str, timeline: Timeline) -> None:
+    async def _watch_pods(self, timeline: Timeline) -> None:
         listing = self._pods.list_namespaced_pod_without_preload_content
         async with aclosing(_changes(listing, self._namespace)) as changes:
             async for body in changes:
                 labels, phase = body["metadata"]["labels"], body["status"]["phase"]
                 name, role = labels[names.JOB_LABEL], labels[names.ROLE_LABEL]
-                if not name.startswith(prefix):
-                    continue
-                timeline.mark(name, f"{role} pod created")
+                timeline.mark(name, f"{role} created")
                 if "nodeName" in body["spec"]:
-                    timeline.mark(name, f"{role} pod scheduled")
+                    timeline.mark(name, f"{role} scheduled")
                 if phase == "Running":
-                    timeline.mark(name, f"{role} pod running")
+                    timeline.mark(name, f"{role} running")
                 if phase in {"Succeeded", "Failed"}:
-                    timeline.mark(name, f"{role} pod ended")
+                    timeline.mark(name, f"{role} ended")
 
 
 async def connect(kubeconfig: Path) -> client.ApiClient:
     """Return a client; close it after use."""
     settings = client.Configuration()
-    await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+    await config.load_kube_config(  # type: ignore[no-untyped-call]
+        str(kubeconfig), client_configuration=settings
+    )
     return client.ApiClient(settings)
 
 
-def job(name: str) -> Body:
-    """Return a small job of one GPU."""
+def job(name: str, workspace: str | None = None) -> Body:
+    """Return a small job of one GPU, with a workspace of its own or on an existing claim."""
+    shared = {"workspace": {"claim": workspace}} if workspace else {}
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -150,13 +157,15 @@ def job(name: str) -> Body:
             "method": "sft",
             "model": {"source": "hf://Qwen/Qwen3-0.6B"},
             "dataset": {"source": "hf://acme/support-chats"},
-            "resources": {"gpu": {"count": 1}},
+            "resources": {"gpu": {"count": 1}, **shared},
             "output": {"claim": "models"},
         },
     }
 
 
-async def _changes(listing: Callable[..., Awaitable[Any]], *where: str) -> AsyncIterator[Body]:
+async def _changes(
+    listing: Callable[..., Awaitable[Any]], *where: str
+) -> AsyncGenerator[Body, None]:
     """Yield every object that is there, and every change.
 
     Lines as they come: the client's own Watch parses each object three times.

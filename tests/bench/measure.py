@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 import yaml
 
 from bench import load
-from bench.processes import cpu_seconds, peak_memory_mib
+from bench.processes import cpu_seconds, machine_cpu_seconds, peak_memory_mib
 from devcluster import Cluster
 from devcluster.processes import Daemons
 from integration.operator_process import Operator
@@ -22,6 +23,8 @@ from integration.results import PREPARED, TRAINED
 CHART: Final = Path(__file__).parents[2] / "helm/finetune-operator"
 CRDS: Final = CHART / "files/crds"
 NAMESPACE: Final = "bench"
+CLAIM: Final = "models"
+"""Where all jobs put their models."""
 _ESTABLISHED: Final = '{.status.conditions[?(@.type=="Established")].status}'
 MOST_REQUESTS: Final = 12
 """Of the operator's own for one job, over the whole of a successful life."""
@@ -52,6 +55,8 @@ class Measurement:
     """The operator's, as VERB RESOURCE."""
     cpu: dict[str, float]
     """CPU seconds by process."""
+    noise: float
+    """Share of this machine's cores that went to anything else."""
     memory: float
     """MiB that the operator had resident at most."""
 
@@ -59,6 +64,11 @@ class Measurement:
     def finished(self) -> int:
         """How many jobs have succeeded."""
         return self.timeline.count("Succeeded")
+
+    @property
+    def jobs_per_second(self) -> float:
+        """Jobs by the time from the first one accepted to the last one succeeded."""
+        return self.finished / self.timeline.span() if self.finished else 0.0
 
     @property
     def requests_per_job(self) -> float:
@@ -72,8 +82,8 @@ class Measurement:
             f"{self.finished} of {self.jobs} jobs succeeded": self.finished == self.jobs,
             f"{self.requests_per_job:.1f} API requests per job, at most {MOST_REQUESTS} are "
             "allowed": self.requests_per_job <= MOST_REQUESTS,
-            f"{self.memory:.0f} MiB of memory, less than {MOST_MEMORY:.0f} are "
-            "allowed": self.memory < MOST_MEMORY,
+            f"{self.memory:.0f} MiB of memory, less than {MOST_MEMORY:.0f} are allowed": self.memory
+            < MOST_MEMORY,
         }
         return [sentence for sentence, kept in required.items() if not kept]
 
@@ -85,30 +95,40 @@ class Bench:
         self._cluster = cluster
         self._operator = operator
 
-    def measure(self, jobs: int, *, seconds: float = 600) -> Measurement:
-        """Apply so many jobs at once and wait until all are over, or for so many seconds."""
-        requests, cpu = self._operator.requests(), self._cpu()
-        timeline = asyncio.run(self._load("job", jobs, seconds=seconds))
+    def measure(
+        self, jobs: int, *, workspace: str | None = None, seconds: float = 600
+    ) -> Measurement:
+        """Apply so many jobs at once and wait until all are over, or for so many seconds.
+
+        Each job has a workspace of its own, or all have folders on the claim `workspace`.
+        """
+        bodies = [load.job(f"job-{i:04d}", workspace) for i in range(jobs)]
+        requests = self._operator.requests()
+        started, machine, cpu = time.monotonic(), machine_cpu_seconds(), self._cpu()
+        timeline = asyncio.run(self._load(bodies, seconds=seconds))
         after = self._settled_requests()
+        used = {name: seconds - cpu.get(name, 0) for name, seconds in self._cpu().items()}
+        others = machine_cpu_seconds() - machine - sum(used.values())
         spent = {name: count - requests.get(name, 0) for name, count in after.items()}
         return Measurement(
             jobs=jobs,
             timeline=timeline,
             requests={name: count for name, count in sorted(spent.items()) if count},
-            cpu={name: used - cpu.get(name, 0) for name, used in self._cpu().items()},
+            cpu=used,
+            noise=max(0.0, others) / (time.monotonic() - started) / (os.cpu_count() or 1),
             memory=peak_memory_mib(self._operator.pid),
         )
 
     def warm_up(self) -> None:
         """Run one job: the shared claim is bound, everything is loaded and connected."""
-        timeline = asyncio.run(self._load("warm-up", 1, seconds=60))
+        timeline = asyncio.run(self._load([load.job("warm-up")], seconds=60))
         if not timeline.count("Succeeded"):
             raise RuntimeError(f"one job alone did not succeed: {self._operator.log()}")
 
-    async def _load(self, prefix: str, jobs: int, *, seconds: float) -> load.Timeline:
+    async def _load(self, bodies: Sequence[load.Body], *, seconds: float) -> load.Timeline:
         # Not as system:masters, which is exempt from priority and fairness.
         async with await load.connect(self._cluster.bench_kubeconfig) as api:
-            return await load.Load(api, NAMESPACE).run(prefix, jobs, seconds=seconds)
+            return await load.Load(api, NAMESPACE).run(bodies, seconds=seconds)
 
     def _settled_requests(self) -> dict[str, int]:
         """Return the operator's requests once it sends no more: Events follow the status."""
@@ -128,11 +148,11 @@ class Bench:
 
 
 @contextlib.contextmanager
-def running_bench(folder: Path, *, nodes: int, pod_seconds: float) -> Iterator[Bench]:
+def running_bench(name: str, folder: Path, *, nodes: int, pod_seconds: float) -> Iterator[Bench]:
     """Start a control plane with nodes of 8 GPUs, and the operator with the chart's rights."""
     messages = {"prepare": PREPARED, "trainer": TRAINED}
     with Cluster.control_plane(
-        "bench", kwok_nodes=nodes, pod_seconds=pod_seconds, pod_messages=messages
+        name, kwok_nodes=nodes, pod_seconds=pod_seconds, pod_messages=messages
     ) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
         # Not --for=condition: that fails in the moment before there are any conditions.
@@ -154,7 +174,7 @@ def _claim() -> load.Body:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "models", "namespace": NAMESPACE},
+        "metadata": {"name": CLAIM, "namespace": NAMESPACE},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "1Gi"}},

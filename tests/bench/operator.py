@@ -11,8 +11,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.load import STAGES
-from bench.measure import MOST_MEMORY, MOST_REQUESTS, SAFETY_NET, Measurement, running_bench
+from bench.load import OPERATOR_STEPS, STEPS
+from bench.measure import (
+    CLAIM,
+    MOST_MEMORY,
+    MOST_REQUESTS,
+    SAFETY_NET,
+    Measurement,
+    running_bench,
+)
 
 Row = tuple[str, str, str]
 
@@ -20,15 +27,18 @@ Row = tuple[str, str, str]
 def main() -> int:
     """Measure, print the table and return 1 when a requirement is broken."""
     options = _parse()
-    load_before = os.getloadavg()[0]
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_bench(Path(folder), nodes=options.nodes, pod_seconds=options.pod_seconds) as bench,
+        running_bench(
+            "bench", Path(folder), nodes=options.nodes, pod_seconds=options.pod_seconds
+        ) as bench,
     ):
-        measured = bench.measure(options.jobs)
+        workspace = CLAIM if options.workspace == "shared" else None
+        measured = bench.measure(options.jobs, workspace=workspace)
     print(
-        f"\n{options.jobs} jobs of one GPU at once; {options.nodes} nodes of 8 GPUs, pods of "
-        f"{options.pod_seconds:g} s; {os.cpu_count()} cores, load {load_before:.1f} before\n"
+        f"\n{options.jobs} jobs of one GPU at once, {options.workspace} workspace; {options.nodes} "
+        f"nodes of 8 GPUs, pods of {options.pod_seconds:g} s; {os.cpu_count()} cores, of "
+        f"which anything else took {measured.noise:.0%}\n"
     )
     print("\n".join(_table([("", "measured", "required"), *_rows(measured)])))
     for sentence in measured.broken():
@@ -43,45 +53,43 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--pod-seconds", type=float, default=2, help="how long each of a job's two pods runs"
     )
+    parser.add_argument(
+        "--workspace", choices=["own", "shared"], default="own",
+        help="own: a claim for each job, as by default; shared: one claim for all jobs",
+    )  # fmt: skip
     return parser.parse_args()
 
 
 def _rows(measured: Measurement) -> Iterator[Row]:
-    span, jobs = measured.timeline.span(), measured.jobs
+    timeline, jobs = measured.timeline, measured.jobs
     yield "jobs succeeded", f"{measured.finished} of {jobs}", "all"
-    yield "jobs per second", f"{measured.finished / span if span else 0:.1f}", ""
-    yield _latency(measured, "accepted", "prepare pod created")
-    yield _latency(measured, "accepted", "Succeeded")
-    for earlier, later in zip(STAGES[1:], STAGES[2:], strict=False):
-        yield _indented(_latency(measured, earlier, later))
+    yield "jobs per second", f"{measured.jobs_per_second:.1f}", ""
+    yield "accepted -> first pod created, p50 / p99", _percentiles(timeline.seconds(STEPS[0])), ""
+    yield "accepted -> Succeeded, p50 / p99", _percentiles(timeline.seconds(*STEPS)), ""
+    yield "- of it the operator's", _percentiles(timeline.seconds(*OPERATOR_STEPS)), ""
+    for step in STEPS[1:]:
+        yield f"- {' -> '.join(step)}", _percentiles(timeline.seconds(step)), ""
     yield "API requests per job", f"{measured.requests_per_job:.1f}", f"at most {MOST_REQUESTS}"
     for name, count in measured.requests.items():
-        yield _indented(
-            (f"{name} (safety net, not counted)", f"{count} in all", "")
-            if name in SAFETY_NET
-            else (name, f"{count / jobs:.2f}", "")
-        )
+        if name in SAFETY_NET:
+            yield f"- {name} (safety net, not counted)", f"{count} in all", ""
+        else:
+            yield f"- {name}", f"{count / jobs:.2f}", ""
     yield "peak memory of the operator", f"{measured.memory:.0f} MiB", f"under {MOST_MEMORY:.0f}"
-    yield "CPU per job, all processes", f"{_milliseconds(sum(measured.cpu.values()), jobs)}", ""
+    yield "CPU per job, all processes", _milliseconds(sum(measured.cpu.values()), jobs), ""
     for name, used in sorted(measured.cpu.items(), key=lambda one: -one[1]):
-        yield _indented((name, _milliseconds(used, jobs), ""))
+        yield f"- {name}", _milliseconds(used, jobs), ""
 
 
-def _latency(measured: Measurement, earlier: str, later: str) -> Row:
-    seconds = measured.timeline.seconds(earlier, later)
-    name = f"{earlier} -> {later}, p50 / p99"
+def _percentiles(seconds: list[float]) -> str:
     if len(seconds) < 2:
-        return name, "none", ""
+        return "none"
     percentiles = statistics.quantiles(seconds, n=100, method="inclusive")
-    return name, f"{percentiles[49]:.2f} / {percentiles[98]:.2f} s", ""
+    return f"{percentiles[49]:.2f} / {percentiles[98]:.2f} s"
 
 
 def _milliseconds(seconds: float, jobs: int) -> str:
     return f"{1000 * seconds / jobs:.0f} ms"
-
-
-def _indented(row: Row) -> Row:
-    return f"- {row[0]}", row[1], row[2]
 
 
 def _table(rows: list[Row]) -> Iterator[str]:

@@ -16,3 +16,11 @@ def peak_memory_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kibibytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(kibibytes) / 1024
+
+
+def machine_cpu_seconds() -> float:
+    """Return the CPU time of everything on this machine, and what its host took away."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_guests = (
+        int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

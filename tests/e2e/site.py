@@ -26,7 +26,8 @@ def make_job(name: str, **spec: Any) -> Manifest:
         "dataset": {"source": f"pvc://{SOURCES}/chats.jsonl", "evalFraction": 0.05},
         "training": {
             "maxSteps": STEPS,
-            "batchSize": 8,
+            # Steps long enough for something to happen in the middle.
+            "batchSize": 64,
             "learningRate": 0.005,
             "checkpoint": {"everySteps": CHECKPOINT_EVERY},
         },

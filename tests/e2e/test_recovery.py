@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from e2e.site import MODELS, STEPS, Site
+from e2e.site import MODELS, STEPS, Site, make_job
 from harness import install
 
 pytestmark = pytest.mark.e2e
@@ -20,8 +20,6 @@ def baseline(site: Site) -> list[tuple[int, float]]:
 
 def start(site: Site, name: str) -> str:
     """Start a job and return its trainer pod once there is a checkpoint."""
-    from e2e.site import make_job
-
     site.kubectl.apply(make_job(name))
     return site.wait_for_checkpoint(name)
 
@@ -60,6 +58,7 @@ def test_operator_is_killed(site: Site, baseline: list[tuple[int, float]]) -> No
     start(site, "operator-killed")
     before = site.operator_pod()["status"]["containerStatuses"][0]["restartCount"]
     site.kill_container(site.operator_pod()["metadata"]["name"], install.NAMESPACE)
+    assert site.trainer_pods("operator-killed")[0]["status"]["phase"] == "Running"
     status = finish(site, "operator-killed", baseline)
     assert site.operator_pod()["status"]["containerStatuses"][0]["restartCount"] == before + 1
     assert [attempt["role"] for attempt in status["attempts"]] == ["prepare", "trainer"]
@@ -87,6 +86,7 @@ def test_api_server_is_restarted(site: Site, baseline: list[tuple[int, float]]) 
     start(site, "api-restarted")
     site.cluster.kill_apiserver()
     site.cluster.start_apiserver()
+    assert site.trainer_pods("api-restarted")[0]["status"]["phase"] == "Running"
     status = finish(site, "api-restarted", baseline)
     assert [attempt["role"] for attempt in status["attempts"]] == ["prepare", "trainer"]
 

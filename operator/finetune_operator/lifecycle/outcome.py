@@ -105,5 +105,7 @@ def _said(result: Result | None) -> tuple[Reason, str] | None:
 
 
 def _last_words(end: Termination) -> str:
-    lines = [line.strip() for line in end.message.splitlines() if line.strip()]
+    lines = [line.strip() for line in end.message.splitlines()]
+    # The trainer's own log lines are JSON and tell of progress; what ended it is plain text.
+    lines = [line for line in lines if line and not line.startswith("{")]
     return f": {lines[-1][:300]}" if lines else ""
