@@ -166,14 +166,18 @@ def job(name: str, workspace: str | None = None) -> Body:
 async def _changes(
     listing: Callable[..., Awaitable[Any]], *where: str
 ) -> AsyncGenerator[Body, None]:
-    """Yield every object that is there, and every change.
+    """Yield every object that is there, and every change, for ever.
 
-    Lines as they come: the client's own Watch parses each object three times.
+    Line by line: the client's own Watch parses each object three times.
     """
-    response = await listing(*where, watch=True, _request_timeout=3600)
-    response.raise_for_status()
-    async for line in response.content:
-        change = json.loads(line)
-        if change["type"] == "ERROR":
-            raise RuntimeError(f"a watch was lost: {change['object']['message']}")
-        yield change["object"]
+    version: dict[str, str] = {}
+    while True:
+        # A busy API server ends watches, and expects to be asked for the rest.
+        response = await listing(*where, watch=True, _request_timeout=3600, **version)
+        response.raise_for_status()
+        async for line in response.content:
+            change = json.loads(line)
+            if change["type"] == "ERROR":
+                raise RuntimeError(f"a watch was lost: {change['object']['message']}")
+            version = {"resource_version": change["object"]["metadata"]["resourceVersion"]}
+            yield change["object"]
