@@ -9,6 +9,8 @@ BASE_PYTHON ?= python3
 # own: the cluster on this machine. current: the context that kubectl uses now, with images in REGISTRY.
 CLUSTER ?= own
 REGISTRY ?=
+# 1: the trainer image for GPU nodes (vLLM for CUDA).
+CUDA ?=
 
 export PYTHONPATH := tests
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -27,12 +29,12 @@ demo-down: $(VENV)/.ready ## Stop everything that make demo started.
 	$(PYTHON) -m demo down --cluster $(CLUSTER)
 
 .PHONY: run
-run: $(VENV)/.ready ## Run the operator as a process against the current kubectl context.
-	$(VENV)/bin/finetune-operator run
+run: $(VENV)/.ready ## Run the operator as a process against the current kubectl context (TRAINER_IMAGE=reference).
+	$(VENV)/bin/finetune-operator run --progress-via proxy --trainer-image "$${TRAINER_IMAGE:?the reference that make images printed for finetune-trainer}"
 
 .PHONY: images
-images: $(VENV)/.ready ## Build and push the operator and trainer images (REGISTRY=host/path).
-	$(PYTHON) -m devcluster.images push $(if $(REGISTRY),--registry $(REGISTRY))
+images: $(VENV)/.ready ## Build and push the operator and trainer images (REGISTRY=host/path, CUDA=1 for GPU nodes).
+	$(PYTHON) -m devcluster.images push $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(CUDA),--cuda)
 
 ##@ Develop
 .PHONY: test

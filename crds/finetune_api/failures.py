@@ -35,7 +35,6 @@ class Reason(StrEnum):
     OUTPUT_CONFLICT = "OutputConflict"
     CLAIM_NOT_FOUND = "ClaimNotFound"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
-    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     PLAN_INFEASIBLE = "PlanInfeasible"
     DEVICE_UNAVAILABLE = "DeviceUnavailable"
     STORAGE_FULL = "StorageFull"
@@ -80,8 +79,10 @@ FAILURES: Final[dict[Reason, Failure]] = {
     Reason.MODEL_UNSUPPORTED: Failure(
         _U, 72, "Choose a causal language model that Transformers can load."
     ),
-    Reason.OUTPUT_CONFLICT: Failure(_U, 73, "Choose another output.path, or delete what is there."),
-    Reason.STORAGE_FULL: Failure(_T, 74, "Give the workspace or the output claim more space."),
+    Reason.OUTPUT_CONFLICT: Failure(
+        _U, 73, "Choose another output.path, or delete what is there and make the job anew."
+    ),
+    Reason.STORAGE_FULL: Failure(_T, 74, "Free or add space on the claim that the message names."),
     Reason.PREEMPTED: Failure(_P, 75, "Training continues from the last checkpoint."),
     Reason.SOURCE_UNAUTHORIZED: Failure(
         _U, 77, "Name a Secret with a valid token in the source's secret field."
@@ -97,12 +98,11 @@ FAILURES: Final[dict[Reason, Failure]] = {
     Reason.TRAINING_UNSTABLE: Failure(
         _U, 81, "Lower training.learningRate, and look at status.stability for the rule that fired."
     ),
-    Reason.HOST_OUT_OF_MEMORY: Failure(_A, None, "Raise resources.memory."),
+    Reason.HOST_OUT_OF_MEMORY: Failure(_A, None, "Make a new job with more resources.memory."),
     Reason.CLAIM_NOT_FOUND: Failure(
         _U, None, "Create the PersistentVolumeClaim in the job's namespace."
     ),
     Reason.SECRET_NOT_FOUND: Failure(_U, None, "Create the Secret in the job's namespace."),
-    Reason.CONFIG_MAP_NOT_FOUND: Failure(_U, None, "Create the ConfigMap in the job's namespace."),
     Reason.PLAN_INFEASIBLE: Failure(
         _U, None, "Allow more or larger GPUs in resources, or use qlora."
     ),
@@ -117,7 +117,9 @@ FAILURES: Final[dict[Reason, Failure]] = {
     Reason.POD_DELETED: Failure(
         _P, None, "The pod was deleted; training continues from the last checkpoint."
     ),
-    Reason.DEADLINE_EXCEEDED: Failure(_U, None, "Raise runPolicy.activeDeadlineSeconds."),
+    Reason.DEADLINE_EXCEEDED: Failure(
+        _U, None, "Make a new job with a longer runPolicy.activeDeadlineSeconds."
+    ),
 }
 
 

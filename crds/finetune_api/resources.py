@@ -43,7 +43,7 @@ class Gpu(ApiModel):
             r"auto|[1-9][0-9]*(\.[0-9]+)?(M|G|T|Mi|Gi|Ti)", "auto or a size with its unit, as 80Gi"
         ),
     ] = "auto"
-    """Memory of one GPU, such as 80Gi, where the node does not say it."""
+    """Memory of one GPU, such as 80Gi; auto is 80Gi."""
 
 
 class Toleration(ApiModel):
@@ -167,11 +167,11 @@ class RunPolicy(ApiModel):
     """Stop at the next step with a checkpoint and free the GPUs; false again continues from
     there."""
     backoff_limit: int = Field(default=3, ge=0, le=100)
-    """Failed attempts after which the job fails; preempted attempts do not count."""
+    """Failed attempts that are followed by another; preempted attempts do not count."""
     active_deadline_seconds: int | None = Field(default=None, ge=1, le=TEN_YEARS_IN_SECONDS)
     """The job fails when it has been active for so long."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=TEN_YEARS_IN_SECONDS)
-    """The job and its workspace are deleted so long after it finished; the output is kept."""
+    """Seconds after which a finished job and its new workspace are deleted; the output is kept."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
     scheduler_name: ObjectName | None = None

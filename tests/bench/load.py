@@ -43,6 +43,8 @@ class Timeline:
         self._known = frozenset(self._going)
         self._seen: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
         self._all_over = asyncio.Event()
+        self.failures: dict[str, str] = {}
+        """What failed jobs say, by name."""
 
     def mark(self, job: str, stage: str) -> None:
         """Note that a job is in a stage now; only the first time and our own jobs count."""
@@ -116,9 +118,12 @@ class Load:
         where = (names.GROUP, names.VERSION, self._namespace, names.PLURAL)
         async with aclosing(_changes(listing, *where)) as changes:
             async for body in changes:
-                name, phase = body["metadata"]["name"], body.get("status", {}).get("phase")
+                name, status = body["metadata"]["name"], body.get("status", {})
+                phase = status.get("phase")
                 if phase == Phase.SUCCEEDED:
                     timeline.mark(name, "Succeeded")
+                if phase == Phase.FAILED:
+                    timeline.failures[name] = status.get("message", "")
                 if phase in {Phase.SUCCEEDED, Phase.FAILED}:
                     timeline.end(name)
 

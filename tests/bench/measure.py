@@ -85,7 +85,8 @@ class Measurement:
             f"{self.memory:.0f} MiB of memory, less than {MOST_MEMORY:.0f} are allowed": self.memory
             < MOST_MEMORY,
         }
-        return [sentence for sentence, kept in required.items() if not kept]
+        failures = (f"{name}: {message}" for name, message in self.timeline.failures.items())
+        return [*(sentence for sentence, kept in required.items() if not kept), *failures]
 
 
 class Bench:

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from demo import prepare_demo
-from demo.target import Target, current, own
-from devcluster import Cluster
+from demo.target import Target, current, has_gpus, own
+from devcluster import Cluster, ClusterError
 from harness import install
 from harness.kubectl import Kubectl, KubectlError, Manifest
 
@@ -28,10 +28,13 @@ def main() -> None:
     parser.add_argument("--cluster", choices=("own", "current"), default="own")
     parser.add_argument("--registry", help="registry that the cluster pulls from (current only)")
     options = parser.parse_args()
-    if options.action == "down":
-        down(options.cluster)
-    else:
-        up(own() if options.cluster == "own" else current(options.registry))
+    try:
+        if options.action == "down":
+            down(options.cluster)
+        else:
+            up(own() if options.cluster == "own" else current(options.registry))
+    except (ClusterError, KubectlError, TimeoutError) as error:
+        sys.exit(f"error: {error}")
 
 
 def down(cluster: str) -> None:
@@ -99,8 +102,7 @@ def fill_sources(target: Target) -> None:
 def read_job(kubectl: Kubectl) -> Manifest:
     """Read the job; where no node has a GPU it says so, as its user would."""
     job: Manifest = yaml.safe_load(JOB_FILE.read_text())
-    nodes = kubectl.list("nodes")
-    if not any(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in nodes):
+    if not has_gpus(kubectl):
         job["spec"]["resources"] = {"gpu": {"count": 0}}
     return job
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import Cluster, images
+from finetune_api.names import GPU_RESOURCE
 from harness.kubectl import Kubectl
 
 STAND_IN_GPUS = 2
@@ -51,10 +52,18 @@ def current(registry: str | None) -> Target:
             raise SystemExit(f"CLUSTER=current needs {tool} on the PATH")
     if registry is None:
         raise SystemExit("CLUSTER=current needs REGISTRY=host/path that the cluster pulls from")
+    kubectl = Kubectl(namespace="demo")
+    options = images.Options(cuda=has_gpus(kubectl))
     return Target(
-        kubectl=Kubectl(namespace="demo"),
+        kubectl=kubectl,
         helm="helm",
-        images=images.build_and_push(registry=registry),
+        images=images.build_and_push(registry=registry, options=options),
         values=(),
         about="# kubectl's current context",
     )
+
+
+def has_gpus(kubectl: Kubectl) -> bool:
+    """Return whether a node offers GPUs."""
+    nodes = kubectl.list("nodes")
+    return any(int(node["status"]["allocatable"].get(GPU_RESOURCE, 0)) for node in nodes)

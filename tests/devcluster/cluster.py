@@ -127,6 +127,8 @@ class Cluster:
                 say(f"cluster {self.layout.name} is running already at {self.server}")
                 return
             self._refuse_second_node()
+            if any(self.states().values()):
+                say(f"cluster {self.layout.name} is not as wanted: starting it anew, empty")
             with contextlib.ExitStack() as on_failure:
                 on_failure.callback(self._stop)
                 self._start()

@@ -91,7 +91,7 @@ async def _fill(resync: Resync) -> None:
         try:
             await resync.fill()
         except ApiError as error:
-            logger.warning("waiting for the API server", extra={"error": str(error)})
+            logger.warning("cannot list FineTuneJobs and pods yet", extra={"error": str(error)})
             await asyncio.sleep(2)
         else:
             return

@@ -42,9 +42,9 @@ def settle(draft: Draft) -> None:
             _close(draft, attempt, outcome)
 
 
-def fail(draft: Draft, reason: Reason, message: str) -> None:
-    """End the job as failed."""
-    text = f"{message} {FAILURES[reason].advice}"
+def fail(draft: Draft, reason: Reason, message: str, *, advised: bool = False) -> None:
+    """End the job as failed; advised says that the message tells what to do already."""
+    text = message if advised else f"{message} {FAILURES[reason].advice}"
     draft.say(Phase.FAILED, text)
     draft.update(finish_time=draft.stamp)
     draft.conditions.set(ConditionType.FAILED, True, reason.value, text)
@@ -138,7 +138,7 @@ def _plan(draft: Draft, result: Result) -> None:
     try:
         plan = make_plan(draft.job.spec, result.preparation, draft.inventory)
     except PlanInfeasibleError as error:
-        fail(draft, Reason.PLAN_INFEASIBLE, str(error))
+        fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
         return
     draft.update(plan=plan)
     # Once there is a plan the API server freezes the training spec: it must be this very spec.
@@ -170,7 +170,8 @@ def _failed(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
     """Decide whether another attempt follows."""
     reason = outcome.reason or Reason.INTERNAL_ERROR
     if outcome.retry is RetryClass.USER:
-        fail(draft, reason, outcome.message)
+        # What the trainer says of the user's input names the fix; exit codes alone do not.
+        fail(draft, reason, outcome.message, advised=outcome.result is not None)
         return
     if outcome.retry is not RetryClass.PREEMPTED:
         draft.update(failures=draft.status.failures + 1)

@@ -92,7 +92,8 @@ def _counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
 def _strategies(spec: FineTuneJobSpec, gpus: int) -> list[Strategy]:
     if gpus == 1:
         return ["single"]
-    return ["ddp", "fsdp"] if spec.resources.strategy == "auto" else [spec.resources.strategy]
+    # Sharding is never chosen: the trainer runs it only where it has been proven, which is not yet.
+    return ["ddp"] if spec.resources.strategy == "auto" else [spec.resources.strategy]
 
 
 def _micro_batches(spec: FineTuneJobSpec, gpus: int) -> list[int]:
@@ -136,8 +137,8 @@ def _why_not(spec: FineTuneJobSpec, inventory: Inventory, smallest: Memory, limi
     return (
         f"{spec.method.value} with adapter type {spec.adapter.type} needs about"
         f" {smallest.total:.1f} GiB on each of {most} GPUs at the smallest micro-batch allowed, and"
-        f" one GPU offers {limit * _USABLE:.1f} of its {limit:.0f} GiB: allow more or larger GPUs"
-        " in resources.gpu, use adapter type qlora, or lower training.maxLength."
+        f" one GPU offers {limit * _USABLE:.1f} of its {limit:.0f} GiB: allow larger GPUs in"
+        " resources.gpu.memory, use adapter type qlora, or lower training.maxLength."
     )
 
 

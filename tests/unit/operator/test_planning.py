@@ -28,7 +28,13 @@ FULL = {"type": "full"}
         ({"resources": {"gpu": {"count": 4}}}, 4, "ddp", 4, 1),
         ({"resources": {"gpu": {"count": 4}, "strategy": "zero3"}}, 4, "zero3", 4, 1),
         ({"adapter": FULL}, 1, "single", 1, 16),
-        ({"adapter": FULL, "training": {"precision": "float32"}}, 2, "fsdp", 4, 2),
+        (
+            {"adapter": FULL, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
+            2,
+            "fsdp",
+            8,
+            1,
+        ),
         (
             {"resources": {"gpu": {"memory": "16Gi"}}, "adapter": {"type": "qlora"}},
             1,

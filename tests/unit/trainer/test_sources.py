@@ -62,7 +62,6 @@ def bucket(store: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "AWS_ENDPOINT_URL": store,
         "AWS_ACCESS_KEY_ID": "made-up",
         "AWS_SECRET_ACCESS_KEY": "made-up",
-        "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
