@@ -32,8 +32,8 @@ FULL = {"type": "full"}
             {"adapter": FULL, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
             2,
             "fsdp",
-            8,
-            1,
+            4,
+            2,
         ),
         (
             {"resources": {"gpu": {"memory": "16Gi"}}, "adapter": {"type": "qlora"}},
