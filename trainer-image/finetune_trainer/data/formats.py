@@ -31,7 +31,6 @@ class Instruction:
 
 INSTRUCTIONS = (
     Instruction("instruction", "output", "input", "system"),
-    # Before the next: in Dolly's rows the context is what the instruction is about.
     Instruction("instruction", "response", "context", "system"),
     Instruction("INSTRUCTION", "RESPONSE"),
     Instruction("question", "response", system="system_prompt"),
