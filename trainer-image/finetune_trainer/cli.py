@@ -122,7 +122,8 @@ def _run(
     termination: Termination,
 ) -> Result:
     if environment.is_first_process():
-        job = {"namespace": config.namespace, "job": config.name}
+        # Not `job`: Prometheus gives every series a label of that name.
+        job = {"namespace": config.namespace, "finetunejob": config.name}
         server.start(board, job, options.port)
     from finetune_trainer.run import run
 

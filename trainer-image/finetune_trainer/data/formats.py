@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from finetune_api.failures import Reason
-from finetune_api.spec import DatasetFormat, Method
+from finetune_api.spec import FORMATS, DatasetFormat, Method
 from finetune_api.trainer import JobFailure
 
 
@@ -65,7 +65,6 @@ class _Kind:
 
     looks_like: str
     needs: str
-    methods: frozenset[Method]
     match: Callable[[AbstractSet[str]], Shape | None]
 
 
@@ -85,48 +84,39 @@ def _instruction(columns: AbstractSet[str]) -> Shape | None:
     return None
 
 
-_SFT = frozenset({Method.SFT})
-_PREFERENCE = frozenset({Method.DPO, Method.ORPO, Method.REWARD})
-_PROMPT = frozenset({Method.GRPO, Method.EBFT})
-
 # In the order of recognition: what names more of its own comes first.
 KINDS: dict[DatasetFormat, _Kind] = {
     DatasetFormat.TOKENIZED: _Kind(
         "token rows (input_ids)",
         "input_ids [, labels, attention_mask]",
-        _SFT,
         _columns(DatasetFormat.TOKENIZED, "input_ids"),
     ),
     DatasetFormat.PREFERENCE: _Kind(
         "paired preferences (prompt, chosen, rejected)",
         "[prompt,] chosen, rejected",
-        _PREFERENCE,
         _columns(DatasetFormat.PREFERENCE, "chosen", "rejected"),
     ),
     DatasetFormat.UNPAIRED_PREFERENCE: _Kind(
         "unpaired preferences (prompt, completion, label)",
         "prompt, completion, label",
-        frozenset({Method.KTO}),
         _columns(DatasetFormat.UNPAIRED_PREFERENCE, "completion", "label"),
     ),
-    DatasetFormat.CHAT: _Kind("chats (messages)", "messages", _SFT, _chat),
+    DatasetFormat.CHAT: _Kind("chats (messages)", "messages", _chat),
     DatasetFormat.PROMPT_COMPLETION: _Kind(
         "prompts with completions (prompt, completion)",
         "prompt, completion",
-        _SFT,
         _columns(DatasetFormat.PROMPT_COMPLETION, "prompt", "completion"),
     ),
     DatasetFormat.INSTRUCTION: _Kind(
         "instructions (instruction, output)",
         "instruction, [input,] output",
-        _SFT,
         _instruction,
     ),
     DatasetFormat.COMPLETION: _Kind(
-        "plain text (text)", "text", _SFT, _columns(DatasetFormat.COMPLETION, "text")
+        "plain text (text)", "text", _columns(DatasetFormat.COMPLETION, "text")
     ),
     DatasetFormat.PROMPT: _Kind(
-        "bare prompts (prompt)", "prompt", _PROMPT, _columns(DatasetFormat.PROMPT, "prompt")
+        "bare prompts (prompt)", "prompt", _columns(DatasetFormat.PROMPT, "prompt")
     ),
 }
 
@@ -151,8 +141,8 @@ def recognise(
             f"needs {needs(method)}: rename columns with dataset.columns."
         )
     kind = KINDS[shape.format]
-    if method not in kind.methods:
-        others = " or ".join(sorted(other.value for other in kind.methods))
+    if shape.format not in FORMATS[method]:
+        others = " or ".join(other.value for other in Method if shape.format in FORMATS[other])
         raise _failure(
             f"the rows of {source} look like {kind.looks_like}, which method {others} needs; "
             f"method {method.value} needs {needs(method)}: change method or the data."
@@ -162,7 +152,9 @@ def recognise(
 
 def needs(method: Method) -> str:
     """Return the columns that a method can be trained on, for messages."""
-    return " or ".join(f"({k.needs})" for k in KINDS.values() if method in k.methods)
+    return " or ".join(
+        f"({kind.needs})" for format_, kind in KINDS.items() if format_ in FORMATS[method]
+    )
 
 
 def _failure(message: str) -> JobFailure:

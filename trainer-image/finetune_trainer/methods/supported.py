@@ -16,6 +16,16 @@ def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
         raise _failure(
             "training.precision is float8, which this trainer version cannot run: use auto or bf16."
         )
+    if spec.stability.policy != "Warn":
+        raise _failure(
+            f"stability.policy is {spec.stability.policy}, which this trainer version cannot do: "
+            "use Warn."
+        )
+    if isinstance(spec.resources.nodes, int) and spec.resources.nodes > 1:
+        raise _failure(
+            f"resources.nodes is {spec.resources.nodes}, but this trainer version runs on one "
+            "node: set resources.nodes to 1, or leave it out."
+        )
     strategy = plan.strategy if plan else spec.resources.strategy
     if strategy in {"fsdp", "zero2", "zero3"}:
         raise _failure(
