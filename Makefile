@@ -14,6 +14,8 @@ CUDA ?=
 
 export PYTHONPATH := tests
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Beside everything else that the project keeps, so that make clean gives it back.
+export UV_CACHE_DIR ?= $(or $(FINETUNE_CACHE),$(HOME)/.cache/finetune-operator)/uv
 
 .PHONY: help
 help: ## Show this help.
@@ -78,7 +80,7 @@ clean: ## Stop what runs and give all disk space back.
 
 # The stamp depends on what is installed, so that a changed lock file is followed without being asked.
 $(VENV)/.ready: tests/requirements.txt pyproject.toml
-	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(BASE_PYTHON) -m venv --clear $(VENV) || { echo "install Python's venv module: apt-get install python3-venv" >&2; exit 1; }
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check "$$(sed -nE 's/^(uv==[^ ]+).*/\1/p' tests/requirements.txt)"
 	$(VENV)/bin/uv pip sync --quiet --require-hashes tests/requirements.txt
 	$(VENV)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -107,6 +107,19 @@ class ApiModel(BaseModel):
         # Objects are values: a change is a new object (model_copy); no reader sees one half made.
         frozen=True,
     )
+
+    @classmethod
+    def read(cls, data: Any) -> Self:
+        """Return the object that another version may have written: what is unknown is ignored.
+
+        What people write is validated instead: an option that nobody follows is an error.
+        """
+        return cls.model_validate(data, extra="ignore")
+
+    @classmethod
+    def read_json(cls, text: str | bytes) -> Self:
+        """Return the object of a JSON text that another version may have written, as read does."""
+        return cls.model_validate_json(text, extra="ignore")
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as the JSON that goes over the wire, without unset optional fields."""

@@ -100,9 +100,16 @@ FAILURES: Final[dict[Reason, Failure]] = {
     ),
     Reason.HOST_OUT_OF_MEMORY: Failure(_A, None, "Make a new job with more resources.memory."),
     Reason.CLAIM_NOT_FOUND: Failure(
-        _U, None, "Create the PersistentVolumeClaim in the job's namespace."
+        _U,
+        None,
+        "Create the PersistentVolumeClaim in the job's namespace, delete the job and apply it"
+        " again.",
     ),
-    Reason.SECRET_NOT_FOUND: Failure(_U, None, "Create the Secret in the job's namespace."),
+    Reason.SECRET_NOT_FOUND: Failure(
+        _U,
+        None,
+        "Create the Secret in the job's namespace, delete the job and apply it again.",
+    ),
     Reason.PLAN_INFEASIBLE: Failure(
         _U, None, "Allow more or larger GPUs in resources, or use qlora."
     ),

@@ -176,5 +176,5 @@ class RunPolicy(ApiModel):
     """PriorityClass of the pods."""
     scheduler_name: ObjectName | None = None
     """Scheduler of the pods."""
-    queue: ObjectName | None = None
+    queue: Annotated[ObjectName, Field(max_length=63)] | None = None
     """Kueue LocalQueue that admits the job."""

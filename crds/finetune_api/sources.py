@@ -62,10 +62,11 @@ class Model(ApiModel):
 
     source: ModelSource
     """Where the model is: hf://ORG/NAME[@REVISION], pvc://CLAIM/PATH, s3://BUCKET/PREFIX, or
-    job://NAME for the model of another FineTuneJob, which is waited for."""
+    job://NAME for the model of another FineTuneJob (reserved: preparation refuses it so far)."""
     secret: ObjectName | None = None
     """Secret whose keys become environment variables while the model is fetched: HF_TOKEN for
-    hf://, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION for s3://."""
+    hf://, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION for
+    s3://."""
     chat_template: str | None = Field(default=None, min_length=1, max_length=32768)
     """Jinja chat template that replaces the tokenizer's own."""
     trust_remote_code: bool = False

@@ -249,7 +249,8 @@ class FineTuneJobSpec(ApiModel):
     )
 
     method: Method
-    """sft, dpo, kto, orpo, grpo, reward or ebft."""
+    """sft, dpo, kto, orpo, grpo, reward or ebft; so far the trainer runs sft, and preparation
+    refuses the others."""
     model: Model
     """The model to start from."""
     dataset: Dataset

@@ -99,7 +99,7 @@ class ProgressReport(ApiModel):
 
     progress: Progress
     """Where training is."""
-    stability: Stability
+    stability: Stability | None = None
     """What the stability guard says."""
 
 

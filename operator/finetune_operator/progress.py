@@ -17,6 +17,9 @@ from finetune_operator.store import Key
 logger = logging.getLogger(__name__)
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
+_LONGEST_REPORT: Final = 64 * 1024
+"""A pod is not trusted: whatever it serves must not fill the operator's memory."""
+_MISSES_WORTH_A_WORD: Final = 5
 _SOONEST, _LATEST, _LATEST_AFTER_ERRORS = 5.0, 15.0, 60.0
 _SOONEST_WRITE, _LATEST_WRITE = 15.0, 60.0
 
@@ -38,14 +41,15 @@ class DirectReader:
     """Reads from the pod's own address: how the operator in the cluster does it."""
 
     def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
+        self._session = aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False)
 
     async def __call__(self, target: Target) -> ProgressReport:
         """Return the report; ClientError, TimeoutError or ValidationError when there is none."""
         host = f"[{target.ip}]" if ":" in target.ip else target.ip
-        async with self._session.get(f"http://{host}:{names.METRICS_PORT}/progress") as response:
+        url = f"http://{host}:{names.METRICS_PORT}/progress"
+        async with self._session.get(url, allow_redirects=False) as response:
             response.raise_for_status()
-            return ProgressReport.model_validate_json(await response.read())
+            return ProgressReport.model_validate_json(await _read(response.content))
 
     async def close(self) -> None:
         """Close the session."""
@@ -56,6 +60,15 @@ class DirectReader:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    text = b""
+    while chunk := await content.read(_LONGEST_REPORT + 1 - len(text)):
+        text += chunk
+    if len(text) > _LONGEST_REPORT:
+        raise aiohttp.ClientPayloadError(f"a report is longer than {_LONGEST_REPORT} bytes")
+    return text
 
 
 def proxy_reader(api: Api) -> Reader:
@@ -101,14 +114,16 @@ class Follower:
     async def _poll(self, key: Key, target: Target) -> None:
         loop = asyncio.get_running_loop()
         started = written = loop.time()
-        pause, shown = _SOONEST, None
+        pause, shown, misses = _SOONEST, None, 0
         while True:
             await asyncio.sleep(pause)
             elapsed = loop.time() - started
-            report = await self._try(target)
+            report = await self._try(key, target, misses)
             if report is None:
+                misses += 1
                 pause = min(pause * 2, _LATEST_AFTER_ERRORS)
                 continue
+            misses = 0
             pause = _clamp(elapsed / 20, _SOONEST, _LATEST)
             self._reports[key] = report
             due = shown is None or loop.time() - written >= _clamp(
@@ -118,11 +133,15 @@ class Follower:
                 shown, written = visible(report), loop.time()
                 self._wake(key)
 
-    async def _try(self, target: Target) -> ProgressReport | None:
+    async def _try(self, key: Key, target: Target, misses: int) -> ProgressReport | None:
+        """Return what the pod says; None, and after several misses in a row a word, if nothing."""
         try:
             return await self._read(target)
         except (aiohttp.ClientError, TimeoutError, ApiError, ValidationError) as error:
-            logger.debug("no progress from pod %s: %s", target.pod, error)
+            level = logging.WARNING if misses + 1 == _MISSES_WORTH_A_WORD else logging.DEBUG
+            fields = {"namespace": key[0], "job": key[1], "pod": target.pod}
+            fields["error"] = str(error) or type(error).__name__
+            logger.log(level, "the trainer does not tell its progress", extra=fields)
             return None
 
 
@@ -136,7 +155,7 @@ def visible(report: ProgressReport) -> tuple[Any, ...]:
         progress.loss,
         progress.eval_loss,
         progress.checkpoint_step,
-        report.stability.verdict,
+        report.stability and report.stability.verdict,
     )
 
 

@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parent / "go"
 NODE_RUN = Path("/run/finetune-node")
 """Sockets and containerd's run-time state: short paths, because a socket's path has 107 bytes."""
 
-CACHE_FOLDERS = ("bin", "buildah", "clusters", "containerd", "demo", "go", "registry")
+CACHE_FOLDERS = ("bin", "buildah", "clusters", "containerd", "demo", "go", "registry", "uv")
 """Everything that may lie in the cache; `clean` removes these and nothing else."""
 
 

@@ -82,14 +82,18 @@ def _apt(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+_POLICY = "#!/bin/sh\n# Written by devcluster while it installs packages.\nexit 101\n"
+
+
 @contextmanager
 def _no_services() -> Iterator[None]:
     """Debian starts a package's service unless this file says no: ours run under our own care."""
     policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
+    if policy.exists() and policy.read_text() != _POLICY:
         yield
         return
-    policy.write_text("#!/bin/sh\nexit 101\n")
+    # Ours may be there already, left by a process that was killed.
+    policy.write_text(_POLICY)
     policy.chmod(0o755)
     try:
         yield

@@ -45,13 +45,17 @@ class Checkpoints:
     def publish(self, step: int) -> Path:
         """Make the staged checkpoint of a step count, and remove those beyond `keep`."""
         staged = self.staging / f"checkpoint-{step}"
+        target = self.root / staged.name
+        if target.exists() and _problem(target) is None:
+            # Saved before an interruption, and the same: never be without it for a moment.
+            remove(staged)
+            return target
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         listing = {
             str(path.relative_to(staged)): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
             for path in files
         }
         write_json(staged / MANIFEST, {"step": step, "files": listing})
-        target = self.root / staged.name
         remove(target)
         publish(staged, target)
         for folder in self._newest_first()[self.keep :]:

@@ -1,6 +1,7 @@
 """metrics.jsonl: every logged step once, however often training was stopped and resumed."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class MetricsLog:
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Add one line."""
-        entry = {"step": step, **values}
+        # JSON has no NaN: a gradient norm that is infinite for one step is left out.
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        entry = {"step": step, **finite}
         self.entries.append(entry)
         with self.path.open("a") as stream:
             stream.write(_line(entry))
@@ -70,4 +73,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry) + "\n"
+    return json.dumps(entry, allow_nan=False) + "\n"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from finetune_api.status import Progress, Stability
+from finetune_api.status import Progress
 from finetune_api.trainer import ProgressReport
 
 
@@ -21,7 +21,8 @@ class ProgressBoard:
         """Trained tokens since the process started."""
         self.training_seconds = 0.0
         """Time in the steps that trained them."""
-        self._checkpoint_time: float | None = None
+        self.checkpoint_time: float | None = None
+        """When this process wrote its newest checkpoint, in seconds since 1970."""
 
     @property
     def progress(self) -> Progress:
@@ -40,14 +41,8 @@ class ProgressBoard:
 
     def checkpointed(self, step: int) -> None:
         """Note a complete checkpoint."""
-        self._checkpoint_time = time.monotonic()
+        self.checkpoint_time = time.time()
         self.update(checkpoint_step=step)
-
-    @property
-    def checkpoint_age(self) -> float | None:
-        """Seconds since this process wrote its newest checkpoint."""
-        started = self._checkpoint_time
-        return None if started is None else time.monotonic() - started
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -56,5 +51,4 @@ class ProgressBoard:
 
     def report(self) -> ProgressReport:
         """Return what GET /progress answers."""
-        stability = Stability(verdict="Stable", findings=[])
-        return ProgressReport(progress=self.progress, stability=stability)
+        return ProgressReport(progress=self.progress)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from finetune_trainer.progress import ProgressBoard
@@ -20,7 +20,7 @@ class TrainingCollector(Collector):
         self.job = job
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one gauge per known number."""
+        """Yield one gauge per known number, and the counter of tokens."""
         progress = self.board.progress
         values = {
             "finetune_step": (progress.step, "Optimizer steps done."),
@@ -41,17 +41,21 @@ class TrainingCollector(Collector):
                 progress.checkpoint_step,
                 "Step of the newest complete checkpoint.",
             ),
-            "finetune_checkpoint_age_seconds": (
-                self.board.checkpoint_age,
-                "Seconds since the newest checkpoint.",
+            "finetune_checkpoint_timestamp_seconds": (
+                self.board.checkpoint_time,
+                "When the newest checkpoint was written, in seconds since 1970.",
             ),
-            "finetune_trained_tokens": (self.board.tokens, "Tokens that this process trained on."),
         }
         for name, (value, help_text) in values.items():
             if value is not None:
                 gauge = GaugeMetricFamily(name, help_text, labels=list(self.job))
                 gauge.add_metric(list(self.job.values()), float(value))
                 yield gauge
+        tokens = CounterMetricFamily(
+            "finetune_trained_tokens", "Tokens that this process trained on.", labels=list(self.job)
+        )
+        tokens.add_metric(list(self.job.values()), float(self.board.tokens))
+        yield tokens
 
 
 def start(board: ProgressBoard, job: dict[str, str], port: int) -> ThreadingHTTPServer:

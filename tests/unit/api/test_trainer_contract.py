@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Artifact
 from finetune_api.trainer import ProgressReport, Result, TrainerConfig
 from unit.api import samples
 
@@ -110,3 +111,11 @@ def test_progress_is_rounded_and_finite() -> None:
     assert report.to_json()["progress"]["learningRate"] == 1.2346e-05
     broken = samples.progress().model_validate({"activity": "Training", "loss": math.nan})
     assert "loss" not in broken.to_json()
+
+
+def test_what_another_version_wrote_is_read() -> None:
+    written = Result.succeeded(step=3, artifact=Artifact(uri="pvc://models/a", kind="adapter"))
+    newer = written.to_json() | {"later": 1}
+    newer["artifact"] |= {"later": 2}
+    assert Result.read(newer) == written
+    assert Result.read_json(json.dumps(newer)) == written

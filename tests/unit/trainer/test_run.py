@@ -189,8 +189,14 @@ def test_progress_and_metrics_are_served_while_training(site: Site) -> None:
     assert progress.loss is not None
     assert progress.tokens_per_second is not None
     assert progress.eta_seconds is not None
-    assert 'finetune_loss{job="tiny",namespace="test"}' in metrics
-    for name in ("step", "grad_norm", "learning_rate", "checkpoint_age_seconds", "step_seconds"):
+    assert 'finetune_loss{finetunejob="tiny",namespace="test"}' in metrics
+    for name in (
+        "step",
+        "grad_norm",
+        "learning_rate",
+        "checkpoint_timestamp_seconds",
+        "step_seconds",
+    ):
         assert f"finetune_{name}{{" in metrics
 
 

@@ -83,7 +83,8 @@ def arguments(
         report_to="none",
         disable_tqdm=True,
         # Every weight that is trained is used; looking for others costs time.
-        **({"ddp_find_unused_parameters": False} | training.extra),
+        ddp_find_unused_parameters=False,
+        **training.extra,
     )
 
 

@@ -1,0 +1,54 @@
+"""What must hold whatever a job says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.failures import Reason
+from finetune_api.trainer import JobFailure
+from finetune_trainer.callbacks.report import ReportCallback
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.device import choose_device
+from finetune_trainer.methods import sft
+from finetune_trainer.methods.extra import OWNED
+from finetune_trainer.metrics_log import MetricsLog
+from finetune_trainer.paths import Paths
+from finetune_trainer.progress import ProgressBoard
+from unit.trainer.builders import make_config, make_plan
+
+
+def test_what_we_set_is_owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A field that both we and training.extra set would fail only once GPUs are taken."""
+    monkeypatch.setattr(sft, "SFTConfig", dict)
+    spec, plan = make_config().spec, make_plan()
+    device = choose_device(plan, spec.training)
+    paths = Paths(tmp_path, tmp_path, tmp_path)
+    given: Any = sft.arguments(spec, plan, device, paths, 10, held_out=True)
+    assert given.keys() - OWNED.keys() == set()
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
+def test_a_loss_that_is_no_number_ends_training(name: str, tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    callback = ReportCallback(ProgressBoard(), metrics)
+    state = TrainerState(global_step=7)
+    with pytest.raises(JobFailure, match=f"{name} is nan at step 7") as failure:
+        callback.on_log(
+            TrainingArguments(use_cpu=True), state, TrainerControl(), logs={name: float("nan")}
+        )
+    assert failure.value.reason is Reason.TRAINING_UNSTABLE
+    assert metrics.entries == []
+
+
+def test_a_complete_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for text in ("first", "second"):
+        staged = checkpoints.staging / "checkpoint-5"
+        staged.mkdir(parents=True)
+        (staged / "weights").write_text(text)
+        checkpoints.publish(5)
+    newest = checkpoints.newest_complete()
+    assert newest is not None
+    assert (newest / "weights").read_text() == "first"
