@@ -50,12 +50,13 @@ class Resource:
         return f"{self.prefix}{scope}/{self.plural}{tail}"
 
 
+CLAIMS: Final = Resource("/api/v1", "persistentvolumeclaims")
 JOBS: Final = Resource(f"/apis/{names.GROUP}/{names.VERSION}", names.PLURAL)
 PODS: Final = Resource("/api/v1", "pods")
 EVENTS: Final = Resource("/api/v1", "events")
 _KINDS: Final = {
     "Pod": PODS,
-    "PersistentVolumeClaim": Resource("/api/v1", "persistentvolumeclaims"),
+    "PersistentVolumeClaim": CLAIMS,
     "Service": Resource("/api/v1", "services"),
 }
 
@@ -89,6 +90,16 @@ class Api:
     async def get(self, resource: Resource, namespace: str, name: str) -> Body:
         """Return an object."""
         return await self._request("GET", resource, resource.path(namespace, name))
+
+    async def exists(self, resource: Resource, namespace: str, name: str) -> bool:
+        """Return whether an object exists."""
+        try:
+            await self.get(resource, namespace, name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return False
+        return True
 
     async def list(
         self, resource: Resource, namespace: str | None, selector: str = ""

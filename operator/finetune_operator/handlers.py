@@ -114,10 +114,7 @@ def job_changed(store: Store, queue: Queue[Key], kind: EventType, body: Body) ->
 
 def pod_changed(store: Store, queue: Queue[Key], kind: EventType, body: Body) -> None:
     """Take note of a pod."""
-    if kind == "DELETED":
-        store.forget_pod(body)
-        queue.add(pod_job_key(body))
-    elif store.put_pod(body):
+    if store.forget_pod(body) if kind == "DELETED" else store.put_pod(body):
         queue.add(pod_job_key(body))
 
 

@@ -49,7 +49,7 @@ class DirectReader:
         url = f"http://{host}:{names.METRICS_PORT}/progress"
         async with self._session.get(url, allow_redirects=False) as response:
             response.raise_for_status()
-            return ProgressReport.model_validate_json(await _read(response.content))
+            return ProgressReport.read_json(await _read(response.content))
 
     async def close(self) -> None:
         """Close the session."""
@@ -76,7 +76,7 @@ def proxy_reader(api: Api) -> Reader:
 
     async def read(target: Target) -> ProgressReport:
         answer = await api.proxy(target.namespace, target.pod, names.METRICS_PORT, "progress")
-        return ProgressReport.model_validate(answer)
+        return ProgressReport.read(answer)
 
     return read
 

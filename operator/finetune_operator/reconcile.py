@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.api import JOBS, PODS, Api, ApiError
+from finetune_operator.api import CLAIMS, JOBS, PODS, Api, ApiError
 from finetune_operator.lifecycle import Decision, Event, Job, Pod, decide, rejected
 from finetune_operator.metrics import PHASES, RECONCILE_SECONDS, RECONCILES
 from finetune_operator.progress import Follower, Target
@@ -22,6 +23,15 @@ logger = logging.getLogger(__name__)
 
 _REFUSALS = {400, 403, 409, 422}
 """Answers that trying again at once does not change: over quota, invalid, a name that is taken."""
+_INVALID = {400, 422}
+"""Answers that trying again never changes."""
+_NAME_TAKEN = ("Only one reference can have Controller", "pod updates may not change fields")
+"""What is said, with code 422, when a pod of an earlier job of the same name is still there."""
+_TAKEN = "one of the same name belongs to an earlier job and is not deleted yet."
+
+
+class OutdatedError(Exception):
+    """The job is not what the decision was made for; what it is now is in the store."""
 
 
 def _utc_now() -> datetime:
@@ -67,38 +77,51 @@ class Reconciler:
             # A CRD newer than this operator: leave the job alone and look again when it changes.
             logger.warning("job does not fit this operator", extra=labels(key, error=str(error)))
             return "error", None
-        decision = self._decide(key, job, confirmed=False)
+        decision = await self._decide(key, job, confirmed=False)
         if decision.confirm:
             await self._list_pods(job)
-            decision = self._decide(key, job, confirmed=True)
-        changed = await self._execute(key, body, job, decision)
+            decision = await self._decide(key, job, confirmed=True)
+        decision, refusal = await self._launch_or_tell(job, decision)
+        _log(key, job, decision)
+        try:
+            changed = await self._execute(key, body, job, decision)
+        except OutdatedError:
+            return "changed", 0.0
+        if refusal is not None:
+            raise refusal
         return "changed" if changed else "unchanged", decision.requeue_after
 
-    def _decide(self, key: Key, job: Job, *, confirmed: bool) -> Decision:
-        pods = [Pod.parse(body) for body in self._store.pods(job.uid)]
+    async def _decide(self, key: Key, job: Job, *, confirmed: bool) -> Decision:
+        pods = [await self._without_stale_words(pod) for pod in self._pods(job)]
         report = self._follower.report(key)
         return decide(job, pods, now=self._clock(), report=report, confirmed=confirmed)
+
+    def _pods(self, job: Job) -> list[Pod]:
+        return [Pod.parse(body) for body in self._store.pods((job.namespace, job.uid))]
+
+    async def _without_stale_words(self, pod: Pod) -> Pod:
+        """Return a pod without what the scheduler said about a claim that exists by now.
+
+        The scheduler is quiet from when it finds the claim until a volume is bound to it, which
+        may take minutes.
+        """
+        claim = pod.missing_claim
+        if claim is None or not await self._api.exists(CLAIMS, pod.namespace, claim):
+            return pod
+        return replace(pod, unscheduled=None)
 
     async def _list_pods(self, job: Job) -> None:
         selector = f"{names.JOB_UID_LABEL}={job.uid}"
         bodies, version = await self._api.list(PODS, job.namespace, selector)
-        self._store.replace_pods(job.uid, bodies, version)
+        self._store.replace_pods((job.namespace, job.uid), bodies, version)
 
     async def _execute(self, key: Key, body: dict[str, Any], job: Job, decision: Decision) -> bool:
-        """Carry out a decision: children, then the one status write, then events."""
-        _log(key, job, decision)
-        try:
-            await self._launch(job, decision)
-        except ApiError as error:
-            if error.code in _REFUSALS:
-                refused = rejected(job, _why_refused(error), now=self._clock())
-                await self._write_status(body, job, refused, exact=False)
-            raise
+        """Carry out what is left of a decision: pods, then the one status write, then events."""
         for pod in decision.delete:
             await self._delete_pod(pod)
-        changed = await self._write_status(body, job, decision.status, exact=decision.exact)
+        changed = await self._write_status(body, job, decision.status)
         for event in decision.events:
-            await self._api.create_event(_event(job, event, self._clock()))
+            await self._emit(key, job, event)
         follow = decision.follow
         target = (
             Target(follow.uid, follow.namespace, follow.name, follow.ip)
@@ -110,12 +133,34 @@ class Reconciler:
             await self._delete_job(key, job)
         return changed or bool(decision.delete)
 
+    async def _launch_or_tell(
+        self, job: Job, decision: Decision
+    ) -> tuple[Decision, ApiError | None]:
+        """Launch; return the decision that is left, and the refusal if another try may help."""
+        try:
+            await self._launch(job, decision)
+        except ApiError as error:
+            if error.code not in _REFUSALS:
+                raise
+            launch = decision.launch
+            made = [
+                pod
+                for pod in self._pods(job)
+                if launch is not None and (pod.role, pod.attempt) == (launch.role, launch.number)
+            ]
+            taken = any(words in error.message for words in _NAME_TAKEN)
+            final = error.code in _INVALID and not taken
+            why = _TAKEN if taken else error.message
+            left = rejected(job, decision, made, why, final=final, now=self._clock())
+            return left, None if final else error
+        return decision, None
+
     async def _launch(self, job: Job, decision: Decision) -> None:
         if decision.launch is None:
             return
         existing = {
             pod["metadata"]["name"]: pod["metadata"].get("annotations", {})
-            for pod in self._store.pods(job.uid)
+            for pod in self._store.pods((job.namespace, job.uid))
         }
         for child in children(
             name=job.name,
@@ -150,35 +195,51 @@ class Reconciler:
             JOBS, job.namespace, job.name, {"uid": job.uid, "resourceVersion": seen}
         )
 
+    async def _emit(self, key: Key, job: Job, event: Event) -> None:
+        """Create an Event; it tells people what the status holds anyway, so it may get lost."""
+        try:
+            await self._api.create_event(_event(job, event, self._clock()))
+        except ApiError as error:
+            if error.code != 409:  # Made by a try whose answer was lost.
+                fields = labels(key, event=event.reason, error=str(error))
+                logger.warning("an Event was not created", extra=fields)
+
     async def _write_status(
-        self, body: dict[str, Any], job: Job, status: FineTuneJobStatus, *, exact: bool
+        self, body: dict[str, Any], job: Job, status: FineTuneJobStatus
     ) -> bool:
         """Write the status if it changed; return whether it did."""
         if status == job.status:
             return False
         patch = merge_patch(body.get("status") or {}, status.to_json())
-        metadata = {"uid": job.uid} | ({"resourceVersion": job.resource_version} if exact else {})
+        # What was decided for one version is not written over another: an edit would be lost, and
+        # a plan would freeze a training spec that it was not made for.
+        metadata = {"uid": job.uid, "resourceVersion": job.resource_version}
         try:
             written = await self._api.patch_status(
                 job.namespace, job.name, {"metadata": metadata, "status": patch}
             )
         except ApiError as error:
-            if error.code == 409:
-                self._store.put_job(await self._api.get(JOBS, job.namespace, job.name))
-            if error.code != 404:
+            if error.code not in {404, 409}:
                 raise
-            self._store.forget_job(body)
-            return False
+            await self._look_again(body, job, error)
+            raise OutdatedError from error
         self._store.put_job(written)
         if status.phase is not job.status.phase:
             PHASES.labels(status.phase.value).inc()
         return True
 
-
-def _why_refused(error: ApiError) -> str:
-    if "Only one reference can have Controller" in error.message:
-        return "one of the same name belongs to an earlier job and is not deleted yet."
-    return error.message
+    async def _look_again(self, body: dict[str, Any], job: Job, conflict: ApiError) -> None:
+        """Fetch a job that has changed; ApiError when it has not, so that nothing runs hot."""
+        try:
+            latest = await self._api.get(JOBS, job.namespace, job.name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            self._store.forget_job(body)
+            return
+        if latest["metadata"]["resourceVersion"] == job.resource_version:
+            raise conflict
+        self._store.put_job(latest)
 
 
 def labels(key: Key, **fields: Any) -> dict[str, Any]:

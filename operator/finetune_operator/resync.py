@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from finetune_api import names
-from finetune_operator.api import JOBS, PODS, Api, Resource
+from finetune_operator.api import JOBS, PODS, Api, ApiError, Resource
 from finetune_operator.metrics import MISSED_EVENTS
 from finetune_operator.queue import Queue
 from finetune_operator.store import Body, Key, Store
@@ -20,7 +20,7 @@ _AFTER_RELIST: Final = 2.0
 
 
 class Resync:
-    """Replaces the store by lists: at the start, every ten minutes, and after a watch was lost."""
+    """Replaces the store by lists: at the start, every few minutes, and after a watch was lost."""
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class Resync:
             requested = await self._wait()
             try:
                 jobs, pods, versions = await self._list()
-            except Exception as error:  # noqa: BLE001 - the next one may work; the watches go on
+            except ApiError as error:
+                # The next one may work; the watches go on.
                 logger.warning("resync failed", extra={"error": str(error)})
                 continue
             await asyncio.sleep(_WATCH_DELAY)

@@ -4,25 +4,31 @@ It answers without a request. It may be behind, so nothing destructive follows f
 here: the reconciler asks the API server first.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from finetune_api import names
 
+logger = logging.getLogger(__name__)
+
 Body = dict[str, Any]
 Key = tuple[str, str]
 """Namespace and name of a job."""
+Owner = tuple[str, str]
+"""Namespace and UID of the job that a pod belongs to."""
 
 _REMEMBERED_DELETIONS: Final = 10_000
+_NUMBERS: Final = (names.ATTEMPT_LABEL, names.RANK_LABEL)
 
 
 class Store:
-    """Jobs by key and their pods by the job's UID; the newest resourceVersion wins."""
+    """Jobs by key and their pods by owner; the newest resourceVersion wins."""
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Body] = {}
-        self._pods: dict[str, dict[str, Body]] = {}
+        self._pods: dict[Owner, dict[str, Body]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def job(self, key: Key) -> Body | None:
@@ -33,9 +39,9 @@ class Store:
         """Yield all jobs."""
         yield from list(self._jobs.items())
 
-    def pods(self, job_uid: str) -> list[Body]:
+    def pods(self, owner: Owner) -> list[Body]:
         """Return the pods of a job."""
-        return list(self._pods.get(job_uid, {}).values())
+        return list(self._pods.get(owner, {}).values())
 
     def put_job(self, body: Body) -> bool:
         """Store a job; return whether it changed in a way that matters to a decision."""
@@ -47,8 +53,12 @@ class Store:
         return before is None or _job_signature(before) != _job_signature(body)
 
     def put_pod(self, body: Body) -> bool:
-        """Store a pod; return whether it changed in a way that matters to a decision."""
-        siblings = self._pods.setdefault(_job_uid(body), {})
+        """Store a job's pod; return whether it changed in a way that matters to a decision."""
+        owner = owner_of(body)
+        if owner is None:
+            _ignore(body)
+            return False
+        siblings = self._pods.setdefault(owner, {})
         before = siblings.get(body["metadata"]["name"])
         if not self._newer(before, body):
             return False
@@ -61,22 +71,27 @@ class Store:
         key, uid = job_key(body), body["metadata"]["uid"]
         if key in self._jobs and self._jobs[key]["metadata"]["uid"] == uid:
             del self._jobs[key]
-        self._pods.pop(uid, None)
+        self._pods.pop((key[0], uid), None)
 
-    def forget_pod(self, body: Body) -> None:
-        """Remove a pod that was deleted."""
+    def forget_pod(self, body: Body) -> bool:
+        """Remove a pod that was deleted; return whether it was a job's."""
+        owner = owner_of(body)
+        if owner is None:
+            _ignore(body)
+            return False
         self._remember_deletion(body)
-        siblings = self._pods.get(_job_uid(body), {})
+        siblings = self._pods.get(owner, {})
         known = siblings.get(body["metadata"]["name"])
         if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
             del siblings[body["metadata"]["name"]]
             if not siblings:
-                del self._pods[_job_uid(body)]
+                del self._pods[owner]
+        return True
 
-    def replace_pods(self, job_uid: str, bodies: Iterable[Body], version: str) -> None:
+    def replace_pods(self, owner: Owner, bodies: Iterable[Body], version: str) -> None:
         """Make the pods of one job what a list at a resourceVersion says."""
         listed = {body["metadata"]["uid"]: body for body in bodies}
-        for known in self.pods(job_uid):
+        for known in self.pods(owner):
             if known["metadata"]["uid"] not in listed and _version(known) <= int(version):
                 self.forget_pod(known)
         for body in listed.values():
@@ -92,7 +107,8 @@ class Store:
         return missed
 
     def _drop_absent(self, jobs: list[Body], pods: list[Body], versions: tuple[str, str]) -> int:
-        present = {body["metadata"]["uid"] for body in (*jobs, *pods)}
+        ours = [body for body in pods if owner_of(body) is not None]
+        present = {body["metadata"]["uid"] for body in (*jobs, *ours)}
         gone_pods = [
             body
             for siblings in self._pods.values()
@@ -132,9 +148,33 @@ def pod_job_key(body: Body) -> Key:
     return body["metadata"]["namespace"], body["metadata"]["labels"][names.JOB_LABEL]
 
 
-def _job_uid(pod: Body) -> str:
-    uid: str = pod["metadata"]["labels"][names.JOB_UID_LABEL]
-    return uid
+def owner_of(pod: Body) -> Owner | None:
+    """Return the job that controls a pod; None when this operator did not make the pod.
+
+    Anybody may give a pod our labels: what counts is the controller, in the pod's own namespace.
+    """
+    metadata = pod["metadata"]
+    found = metadata.get("labels", {})
+    for reference in metadata.get("ownerReferences", []):
+        job = {
+            names.MANAGED_BY_LABEL: names.MANAGER,
+            names.JOB_LABEL: reference["name"],
+            names.JOB_UID_LABEL: reference["uid"],
+        }
+        if (
+            reference.get("controller")
+            and (reference["apiVersion"], reference["kind"]) == (names.API_VERSION, names.KIND)
+            and job.items() <= found.items()
+            and found.get(names.ROLE_LABEL) in {names.PREPARE_ROLE, names.TRAINER_ROLE}
+            and all(found.get(label, "").isdecimal() for label in _NUMBERS)
+        ):
+            return metadata["namespace"], reference["uid"]
+    return None
+
+
+def _ignore(pod: Body) -> None:
+    place = {"namespace": pod["metadata"]["namespace"], "pod": pod["metadata"]["name"]}
+    logger.debug("ignored a pod that has our label and is not ours", extra=place)
 
 
 def _version(body: Body) -> int:

@@ -17,15 +17,17 @@ from bench import load
 from bench.processes import cpu_seconds, machine_cpu_seconds, peak_memory_mib
 from devcluster import Cluster
 from devcluster.processes import Daemons
+from finetune_api import names
 from integration.operator_process import Operator
 from integration.results import PREPARED, TRAINED
+from integration.server import wait_for
 
 CHART: Final = Path(__file__).parents[2] / "helm/finetune-operator"
 CRDS: Final = CHART / "files/crds"
 NAMESPACE: Final = "bench"
 CLAIM: Final = "models"
 """Where all jobs put their models."""
-_ESTABLISHED: Final = '{.status.conditions[?(@.type=="Established")].status}'
+_GROUP: Final = (f"--api-group={names.GROUP}", "--output=name")
 MOST_REQUESTS: Final = 12
 """Of the operator's own for one job, over the whole of a successful life."""
 MOST_MEMORY: Final = 200.0
@@ -78,15 +80,19 @@ class Measurement:
 
     def broken(self) -> list[str]:
         """Return what is required and is not so."""
-        required = {
-            f"{self.finished} of {self.jobs} jobs succeeded": self.finished == self.jobs,
-            f"{self.requests_per_job:.1f} API requests per job, at most {MOST_REQUESTS} are "
-            "allowed": self.requests_per_job <= MOST_REQUESTS,
-            f"{self.memory:.0f} MiB of memory, less than {MOST_MEMORY:.0f} are allowed": self.memory
-            < MOST_MEMORY,
-        }
+        required = [
+            (self.finished == self.jobs, f"{self.finished} of {self.jobs} jobs succeeded"),
+            (
+                self.requests_per_job <= MOST_REQUESTS,
+                f"{self.requests_per_job:.1f} API requests per job, allowed are {MOST_REQUESTS}",
+            ),
+            (
+                self.memory < MOST_MEMORY,
+                f"{self.memory:.0f} MiB of memory, allowed are less than {MOST_MEMORY:.0f}",
+            ),
+        ]
         failures = (f"{name}: {message}" for name, message in self.timeline.failures.items())
-        return [*(sentence for sentence, kept in required.items() if not kept), *failures]
+        return [*(sentence for kept, sentence in required if not kept), *failures]
 
 
 class Bench:
@@ -156,8 +162,8 @@ def running_bench(name: str, folder: Path, *, nodes: int, pod_seconds: float) ->
         name, kwok_nodes=nodes, pod_seconds=pod_seconds, pod_messages=messages
     ) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-        # Not --for=condition: that fails in the moment before there are any conditions.
-        cluster.kubectl("wait", f"--for=jsonpath={_ESTABLISHED}=True", "-f", str(CRDS))
+        # Not `kubectl wait`: it fails in the moment before the CRD has any conditions.
+        wait_for(lambda: names.PLURAL in cluster.kubectl("api-resources", *_GROUP))
         cluster.kubectl("create", "namespace", NAMESPACE)
         cluster.kubectl("wait", "--for=create", f"--namespace={NAMESPACE}", "sa/default")
         cluster.apply(_claim())

@@ -102,13 +102,15 @@ def test_the_operator_is_told_what_the_values_say() -> None:
     deployment = the(
         "Deployment",
         render(
-            "trainer.image=a/b:1", "trainer.env.A=b c", "trainer.env.N=1", "watchNamespaces={x}"
+            *("trainer.image=a/b:1", "trainer.env.A=b c", "trainer.env.N=1", "watchNamespaces={x}"),
+            "trainer.imagePullSecrets={y,z}",
         ),
     )
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["args"] == [
         "run", "--trainer-image=a/b:1", "--trainer-env=A=b c", "--trainer-env=N=1",
+        "--trainer-pull-secret=y", "--trainer-pull-secret=z",
         "--namespace=x", "--workers=8", "--log-level=info", "--log-format=json",
     ]  # fmt: skip
     assert deployment["spec"]["replicas"] == 1
@@ -125,11 +127,40 @@ def test_a_list_of_namespaces_needs_no_cluster_role() -> None:
 
 
 def test_least_privilege() -> None:
-    rules = the("ClusterRole", render())["rules"]
+    roles = [one for one in render() if one["kind"] == "ClusterRole"]
+    (rules,) = [one["rules"] for one in roles if one["metadata"]["name"] == "finetune-operator"]
     granted = {resource: set(rule["verbs"]) for rule in rules for resource in rule["resources"]}
     assert "secrets" not in granted, "secrets are referenced, never read"
     assert "*" not in granted
     assert granted[names.PLURAL] == {"get", "list", "watch", "delete"}, "the spec is never written"
+
+
+def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs() -> None:
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    granted = {
+        label.removeprefix(prefix): set(one["rules"][0]["verbs"])
+        for one in render()
+        if one["kind"] == "ClusterRole"
+        for label in one["metadata"]["labels"]
+        if label.startswith(prefix)
+    }
+    assert granted["view"] == {"get", "list", "watch"}
+    assert granted["admin"] == granted["edit"]
+    assert granted["edit"] > granted["view"] | {"create", "update", "patch", "delete"}
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "selector"), [("null", {"any": True}), ("{a,b}", {"matchNames": ["a", "b"]})]
+)
+def test_a_pod_monitor_of_trainers_on_request(namespaces: str, selector: dict[str, Any]) -> None:
+    settings = ("metrics.podMonitor.enabled=true", f"watchNamespaces={namespaces}")
+    spec = the("PodMonitor", render(*settings))["spec"]
+    assert spec["namespaceSelector"] == selector
+    assert spec["selector"]["matchLabels"] == {
+        names.MANAGED_BY_LABEL: names.MANAGER,
+        names.ROLE_LABEL: names.TRAINER_ROLE,
+    }
+    assert spec["podMetricsEndpoints"][0]["port"] == "metrics"
 
 
 def test_a_service_monitor_on_request() -> None:

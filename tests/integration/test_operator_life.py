@@ -9,7 +9,7 @@ from integration.server import Kubelet, Server, wait_for
 
 pytestmark = pytest.mark.integration
 
-MOST_REQUESTS = 12
+MOST_REQUESTS = 10
 """Of the operator's own, for one job over the whole of a successful life."""
 
 

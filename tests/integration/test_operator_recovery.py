@@ -6,6 +6,7 @@ import time
 import pytest
 
 from devcluster import Cluster
+from finetune_api import names
 from finetune_api.failures import Reason
 from integration.operator_process import Operator
 from integration.results import PREPARED, TRAINED, failed
@@ -193,6 +194,21 @@ def test_what_the_job_names_does_not_exist(
     wait_for(lambda: server.pod("job-prepare-1") is None)
 
 
+def test_claim_that_the_scheduler_did_not_see_at_first(
+    server: Server, kubelet: Kubelet, operator: Operator
+) -> None:
+    uid = server.create_job("job")["metadata"]["uid"]
+    server.wait_for_pod("job-prepare-1")
+    words = f'0/1 nodes are available: persistentvolumeclaim "job-workspace-{uid[:8]}" not found.'
+    # It says nothing more until a volume is bound, and a volume may take minutes.
+    kubelet.unschedulable("job-prepare-1", words)
+    wait_for(lambda: operator.requests().get("GET persistentvolumeclaims"))
+    start_training(server, kubelet)
+    finish(server, kubelet, "job-trainer-1-0")
+    conditions = server.job("job")["status"]["conditions"]
+    assert "PodProblem" not in {one["type"] for one in conditions}
+
+
 def test_pod_that_cannot_start_is_told(
     server: Server, kubelet: Kubelet, operator: Operator
 ) -> None:
@@ -221,6 +237,33 @@ def test_over_quota_is_told_and_got_over(
     server.request("DELETE", path)
     server.wait_for_pod("job-prepare-1")
     server.wait_for_phase("job", "Preparing")
+
+
+def test_objects_that_the_api_server_never_takes(
+    server: Server, kubelet: Kubelet, operator: Operator
+) -> None:
+    server.create_job("job", resources={"gpu": {"count": 1}, "nodeSelector": {"a b": "c"}})
+    status = server.wait_for_phase("job", "Failed")
+    assert [c["reason"] for c in status["conditions"] if c["type"] == "Failed"] == ["ConfigInvalid"]
+    assert "spec.nodeSelector" in status["message"]
+    server.edit_job("job", {"resources": {"nodeSelector": {"a b": None, "a": "c"}}})
+    server.wait_for_pod("job-prepare-1")
+    server.wait_for_phase("job", "Preparing")
+
+
+def test_a_pod_that_only_looks_like_ours(server: Server, operator: Operator) -> None:
+    """It must not stop the operator, neither while it runs nor when it starts."""
+    metadata = {"name": "stray", "labels": {names.MANAGED_BY_LABEL: names.MANAGER}}
+    spec = {"containers": [{"name": "main", "image": "registry.example/any:1"}]}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    server.request("POST", f"/api/v1/namespaces/{server.namespace}/pods", body)
+    server.create_job("job")
+    server.wait_for_pod("job-prepare-1")
+    operator.kill()
+    operator.start()
+    server.create_job("other")
+    server.wait_for_pod("other-prepare-1")
+    assert "Traceback" not in operator.log()
 
 
 def test_new_job_under_an_old_name(server: Server, kubelet: Kubelet, operator: Operator) -> None:

@@ -40,7 +40,11 @@ def parse(arguments: Sequence[str]) -> Settings:
     if log_format == "auto":
         log_format = "text" if sys.stderr.isatty() else "json"
     return Settings(
-        trainer=TrainerSettings(image=options.trainer_image, env=dict(options.trainer_env)),
+        trainer=TrainerSettings(
+            image=options.trainer_image,
+            env=dict(options.trainer_env),
+            pull_secrets=tuple(options.trainer_pull_secret),
+        ),
         namespaces=tuple(options.namespace or _listed("FINETUNE_NAMESPACES")),
         context=options.context,
         workers=options.workers,
@@ -65,13 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         help="image of prepare and trainer pods [FINETUNE_TRAINER_IMAGE]")  # fmt: skip
     add("--trainer-env", action="append", default=[], type=_assignment, metavar="NAME=VALUE",
         help="environment variable of all trainer pods; may be repeated")  # fmt: skip
+    add("--trainer-pull-secret", action="append", default=[], metavar="NAME",
+        help="image pull secret of all trainer pods, by its name in the job's namespace; may be"
+        " repeated")  # fmt: skip
     add("--namespace", action="append", metavar="NAME",
         help="namespace to watch, may be repeated; none is all [FINETUNE_NAMESPACES]")  # fmt: skip
     add("--context", default=None, help="context of the kubeconfig")
     add("--workers", type=int, default=_number("FINETUNE_WORKERS", 8),
         help="jobs reconciled at the same time [FINETUNE_WORKERS]")  # fmt: skip
-    add("--resync-seconds", type=float, default=_number("FINETUNE_RESYNC_SECONDS", 600),
-        help="seconds between full listings [FINETUNE_RESYNC_SECONDS]")  # fmt: skip
+    add("--resync-seconds", type=float, default=_number("FINETUNE_RESYNC_SECONDS", 300),
+        help="seconds between full listings, two requests each: after a lost watch a deletion that"
+        " left no object behind is noticed no later [FINETUNE_RESYNC_SECONDS]")  # fmt: skip
     add("--progress-via", choices=["pod", "proxy"],
         default=os.environ.get("FINETUNE_PROGRESS_VIA", "pod"),
         help="proxy: ask trainers through the API server, from outside the cluster"

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from finetune_api import names
-from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_api.trainer import ProgressReport
 from finetune_operator.lifecycle.advance import advance
 from finetune_operator.lifecycle.draft import Decision, Draft, Event
 from finetune_operator.lifecycle.finish import conclude, expire, reopened
 from finetune_operator.lifecycle.job import Job
 from finetune_operator.lifecycle.pods import Pod
+from finetune_operator.lifecycle.refusal import rejected
 from finetune_operator.lifecycle.settle import adopt, settle
 
 __all__ = ["Decision", "Event", "Job", "Pod", "decide", "rejected"]
@@ -47,22 +46,3 @@ def decide(
         expire(draft)
     conclude(draft)
     return draft.decision()
-
-
-def rejected(job: Job, message: str, *, now: datetime) -> FineTuneJobStatus:
-    """Return the status of a job whose objects the API server does not take, such as over quota."""
-    draft = Draft(job, (), now=now)
-    text = f"The API server refused an object of this job: {message}"
-    draft.say(_without_pods(draft), text)
-    draft.conditions.set(ConditionType.POD_PROBLEM, True, "Rejected", text)
-    conclude(draft)
-    return draft.decision().status
-
-
-def _without_pods(draft: Draft) -> Phase:
-    """Return the phase of a job that has no pods at work."""
-    if any(attempt.role == names.TRAINER_ROLE for attempt in draft.attempts):
-        return Phase.RECOVERING
-    if draft.status.plan is not None:
-        return Phase.PLANNED
-    return Phase.RECOVERING if draft.attempts else Phase.PENDING

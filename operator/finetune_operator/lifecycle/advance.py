@@ -8,7 +8,7 @@ from finetune_api.failures import Reason
 from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.pods import Pod
-from finetune_operator.lifecycle.problems import GRACE, Problem, first_problem
+from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_problem
 from finetune_operator.lifecycle.retry import next_start
 from finetune_operator.lifecycle.settle import SPEC_CHANGED, fail
 from finetune_operator.planning.quantity import from_gib, to_gib
@@ -36,12 +36,11 @@ def advance(draft: Draft) -> None:
 
 
 def _suspend(draft: Draft) -> None:
-    running = [pod.name for pod in draft.pods if not pod.terminal]
     draft.stopping = True
+    running = [pod for pod in draft.pods if not pod.terminal]
     if running:
-        draft.say(
-            draft.status.phase, f"Stopping: waiting for pod {', '.join(running)} to save its work."
-        )
+        message = f"Stopping: waiting for pod {_names(running)} to save its work."
+        _await_end(draft, running, draft.status.phase, message)
         return
     if not draft.conditions.true(ConditionType.SUSPENDED):
         draft.event("Suspended", "Suspended: no pod is running.")
@@ -68,11 +67,14 @@ def _deadline_passed(draft: Draft) -> bool:
 
 def _start(draft: Draft) -> None:
     """Start the next attempt, unless something of an earlier one may still write."""
-    running = [pod.name for pod in draft.pods if not pod.terminal]
+    running = [pod for pod in draft.pods if not pod.terminal]
     phase = Phase.RECOVERING if draft.attempts else Phase.PENDING
     if running:
-        draft.say(phase, f"Waiting for pod {', '.join(running)} to end.")
+        _await_end(draft, running, phase, f"Waiting for pod {_names(running)} to end.")
         return
+    before = draft.condition(ConditionType.POD_PROBLEM)
+    if before is not None and before.reason == STUCK:
+        draft.conditions.clear(ConditionType.POD_PROBLEM, "Resolved")
     due = next_start(draft.attempts, draft.status.failures)
     if due is not None and draft.now < due:
         last = draft.attempts[-1]
@@ -92,6 +94,17 @@ def _start(draft: Draft) -> None:
         _starting(draft)
     else:
         draft.say(Phase.PREPARING, "Fetching and checking model and data.")
+
+
+def _await_end(draft: Draft, pods: list[Pod], phase: Phase, message: str) -> None:
+    """Wait for pods that may still write, and say so when one of them does not end."""
+    problem = first_problem(pod for pod in pods if pod.deleting)
+    _report(draft, problem)
+    draft.say(phase, _told(draft, problem) or message)
+
+
+def _names(pods: list[Pod]) -> str:
+    return ", ".join(pod.name for pod in pods)
 
 
 def _launch(draft: Draft, *, trainer: bool) -> Launch:
@@ -124,24 +137,29 @@ def _observe(draft: Draft, attempt: Attempt) -> None:
     _report(draft, problem)
     if draft.finished:
         return
-    leaving = [pod.name for pod in pods if pod.deleting and not pod.terminal]
+    leaving = [pod for pod in pods if pod.deleting and not pod.terminal]
+    told = _told(draft, problem)
     if leaving:
-        draft.say(Phase.RECOVERING, f"Pod {', '.join(leaving)} is being deleted.")
+        draft.say(Phase.RECOVERING, told or f"Pod {_names(leaving)} is being deleted.")
     elif attempt.role == names.PREPARE_ROLE:
-        draft.say(Phase.PREPARING, _or(problem, "Fetching and checking model and data."))
+        draft.say(Phase.PREPARING, told or "Fetching and checking model and data.")
     elif pods and all(pod.running or pod.termination for pod in pods):
         _running(draft, attempt, pods)
     elif any(pod.unscheduled and pod.unscheduled.reason == "SchedulingGated" for pod in pods):
         queue = draft.job.spec.run_policy.queue
         draft.say(Phase.QUEUED, f"Waiting for admission by queue {queue}.")
-    elif problem is not None and draft.conditions.true(ConditionType.POD_PROBLEM):
-        draft.say(Phase.STARTING, problem.message)
+    elif told is not None:
+        draft.say(Phase.STARTING, told)
     else:
         _starting(draft)
 
 
-def _or(problem: Problem | None, message: str) -> str:
-    return message if problem is None or problem.report_at is not None else problem.message
+def _told(draft: Draft, problem: Problem | None) -> str | None:
+    """Return what is said of a problem; None while it may still pass by itself."""
+    known = draft.condition(ConditionType.POD_PROBLEM)
+    if problem is None or known is None or (known.status, known.reason) != ("True", problem.reason):
+        return None
+    return problem.message
 
 
 def _running(draft: Draft, attempt: Attempt, pods: list[Pod]) -> None:

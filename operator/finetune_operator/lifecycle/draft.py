@@ -1,17 +1,18 @@
 """The decision about one job while it is being made."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.trainer import ProgressReport
 from finetune_operator.lifecycle.job import Job, same_training
 from finetune_operator.lifecycle.pods import Pod
-from finetune_operator.planning import Inventory
 from finetune_operator.status import Conditions
 from finetune_operator.workloads import Launch
 
@@ -42,8 +43,6 @@ class Decision:
     """Whether the job itself has outlived its TTL."""
     confirm: bool = False
     """The decision rests on pods not being there: list them and decide again."""
-    exact: bool = False
-    """Write the status only if the job is still the version that was looked at."""
     follow: Pod | None = None
     """Pod whose progress is to be read."""
 
@@ -59,14 +58,12 @@ class Draft:
         now: datetime,
         report: ProgressReport | None = None,
         confirmed: bool = False,
-        inventory: Inventory | None = None,
     ) -> None:
         self.job = job
         self.pods = pods
         self.now = now
         self.report = report
         self.confirmed = confirmed
-        self.inventory = inventory or Inventory()
         self.status = job.status
         self.attempts = list(job.status.attempts)
         self.conditions = Conditions(
@@ -76,7 +73,6 @@ class Draft:
         self.confirm = False
         self.stopping = False
         """Whether the pods of the active attempt have to go."""
-        self.exact = False
         self.follow: Pod | None = None
         self.delete_job = False
         self._events: list[Event] = []
@@ -109,8 +105,7 @@ class Draft:
         """Return whether pods were made for a training spec that was changed before the plan."""
         if self.status.plan is not None:
             return False
-        wanted = self.job.spec.to_json()
-        return any(not same_training(json.loads(pod.config_json)["spec"], wanted) for pod in pods)
+        return any(not _made_for(pod, self.job.spec) for pod in pods)
 
     def update(self, **fields: Any) -> None:
         """Change fields of the status."""
@@ -173,6 +168,13 @@ class Draft:
             events=tuple(self._events),
             requeue_after=wait,
             delete_job=self.delete_job,
-            exact=self.exact,
             follow=self.follow,
         )
+
+
+def _made_for(pod: Pod, spec: FineTuneJobSpec) -> bool:
+    try:
+        return same_training(pod.config.spec, spec)
+    except ValidationError:
+        # Made of a spec that this version of the operator does not understand.
+        return False

@@ -2,19 +2,25 @@
 
 from datetime import timedelta
 
+from finetune_api import names
 from finetune_api.status import ConditionType, Phase
 from finetune_operator.lifecycle.draft import Draft
 
 
 def reopened(draft: Draft) -> bool:
-    """Return whether a job that failed before it had a plan was changed since, and reset it.
+    """Return whether a job that failed before it had a plan was corrected since, and reset it.
 
-    Until there is a plan the whole spec may be corrected; applying it again tries again.
+    Until there is a plan the whole spec may be corrected. A change of the run policy corrects
+    nothing; without the pod of the last preparation any change counts.
     """
     failed = draft.condition(ConditionType.FAILED)
     if draft.status.plan is not None or failed is None or failed.status != "True":
         return False
     if draft.job.generation <= failed.observed_generation:
+        return False
+    prepared = [pod for pod in draft.pods if pod.role == names.PREPARE_ROLE]
+    newest = max(prepared, key=lambda pod: pod.attempt, default=None)
+    if newest is not None and not draft.outdated([newest]):
         return False
     draft.conditions.set(ConditionType.FAILED, False, "SpecChanged")
     draft.update(finish_time=None, start_time=None, failures=0, preparation=None)

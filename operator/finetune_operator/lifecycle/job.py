@@ -33,7 +33,7 @@ class Job:
             resource_version=metadata["resourceVersion"],
             deleting="deletionTimestamp" in metadata,
             spec=FineTuneJobSpec.model_validate(body["spec"]),
-            status=FineTuneJobStatus.model_validate(body.get("status") or {}),
+            status=FineTuneJobStatus.read(body.get("status") or {}),
         )
 
 
@@ -42,6 +42,11 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def same_training(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two specs train the same model; the run policy does not matter."""
-    return all(one.get(field) == other.get(field) for field in TRAINING_FIELDS)
+def same_training(one: FineTuneJobSpec, other: FineTuneJobSpec) -> bool:
+    """Return whether two specs train the same model; the run policy does not matter.
+
+    Parsed, for a field that a newer CRD added with a default is no change.
+    """
+    fields = FineTuneJobSpec.model_fields.items()
+    training = [name for name, field in fields if field.alias in TRAINING_FIELDS]
+    return all(getattr(one, name) == getattr(other, name) for name in training)

@@ -92,7 +92,7 @@ def _result(end: Termination | None) -> Result | None:
     if end is None or not end.message:
         return None
     try:
-        return Result.model_validate_json(end.message)
+        return Result.read_json(end.message)
     except ValidationError:
         # The end of the log, in place of a termination message.
         return None

@@ -1,5 +1,6 @@
 """A pod as the state machine sees it."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
@@ -39,7 +40,9 @@ class Pod:
     attempt: int
     rank: int
     created: datetime
-    deleting: bool
+    deleted_by: datetime | None
+    """When the pod is to be gone; None when it is not being deleted."""
+    node: str | None
     phase: str
     ip: str | None
     running: bool
@@ -60,6 +63,7 @@ class Pod:
         metadata, status = body["metadata"], body.get("status") or {}
         labels = metadata["labels"]
         state = _container_state(status)
+        deletion = metadata.get("deletionTimestamp")
         return cls(
             name=metadata["name"],
             namespace=metadata["namespace"],
@@ -68,7 +72,8 @@ class Pod:
             attempt=int(labels[names.ATTEMPT_LABEL]),
             rank=int(labels[names.RANK_LABEL]),
             created=parse_time(metadata["creationTimestamp"]),
-            deleting="deletionTimestamp" in metadata,
+            deleted_by=parse_time(deletion) if deletion else None,
+            node=body.get("spec", {}).get("nodeName"),
             phase=status.get("phase", "Pending"),
             ip=status.get("podIP"),
             running="running" in state,
@@ -81,14 +86,28 @@ class Pod:
         )
 
     @property
+    def missing_claim(self) -> str | None:
+        """The claim that the scheduler did not find when it last tried to place the pod."""
+        found = re.search(
+            r'persistentvolumeclaim "([^"]+)" not found',
+            self.unscheduled.message if self.unscheduled else "",
+        )
+        return found[1] if found else None
+
+    @property
     def terminal(self) -> bool:
         """Whether the pod has ended: it writes nothing any more."""
         return self.phase in {"Succeeded", "Failed"}
 
     @property
+    def deleting(self) -> bool:
+        """Whether the pod is being deleted."""
+        return self.deleted_by is not None
+
+    @property
     def config(self) -> TrainerConfig:
-        """The job.json that the pod was given."""
-        return TrainerConfig.model_validate_json(self.config_json)
+        """The job.json that the pod was given; ValidationError when it is none."""
+        return TrainerConfig.read_json(self.config_json)
 
 
 def _container_state(status: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why a pod cannot start, in words."""
+"""Why a pod cannot start, or does not end, in words."""
 
 import re
 from collections.abc import Iterable
@@ -15,13 +15,19 @@ GRACE: Final = timedelta(seconds=20)
 SETTLING: Final = timedelta(seconds=10)
 """How long a pod may be unschedulable before it is worth a word."""
 
+STUCK: Final = "PodStuck"
+"""Reason of the problem that a deleted pod does not end."""
+
+_OVERDUE: Final = timedelta(seconds=60)
+"""How long a deleted pod may outlive its deadline before it is worth a word."""
+
 _IMAGE: Final = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 _CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What keeps a pod from starting."""
+    """What keeps a pod from starting, or from ending."""
 
     reason: str
     message: str
@@ -41,11 +47,25 @@ def first_problem(pods: Iterable[Pod]) -> Problem | None:
 
 
 def _problem(pod: Pod) -> Problem | None:
-    if pod.terminal or pod.deleting or pod.running:
+    if pod.terminal:
+        return None
+    if pod.deleted_by is not None:
+        return _stuck(pod, pod.deleted_by)
+    if pod.running:
         return None
     if pod.unscheduled is not None and pod.unscheduled.reason == "Unschedulable":
         return _unschedulable(pod, pod.unscheduled.message, pod.unscheduled.since or pod.created)
     return None if pod.waiting is None else _waiting(pod, pod.waiting.reason, pod.waiting.message)
+
+
+def _stuck(pod: Pod, deadline: datetime) -> Problem:
+    """A node that is off ends nothing, and only a person knows that the pod writes no more."""
+    place = f" on node {pod.node}" if pod.node else ""
+    message = (
+        f"Pod {pod.name}{place} was to end by {deadline:%H:%M:%S} UTC and has not. Make sure that"
+        f" the node is off, then: kubectl delete pod {pod.name} -n {pod.namespace} --force"
+    )
+    return Problem(STUCK, message, report_at=deadline + _OVERDUE)
 
 
 def _waiting(pod: Pod, reason: str, message: str) -> Problem | None:
@@ -60,9 +80,8 @@ def _waiting(pod: Pod, reason: str, message: str) -> Problem | None:
 
 
 def _unschedulable(pod: Pod, message: str, since: datetime) -> Problem:
-    claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
-    if claim:
-        return _missing(pod, Reason.CLAIM_NOT_FOUND, "PersistentVolumeClaim", claim[1])
+    if pod.missing_claim:
+        return _missing(pod, Reason.CLAIM_NOT_FOUND, "PersistentVolumeClaim", pod.missing_claim)
     return Problem(
         "Unschedulable",
         f"No node takes pod {pod.name}: {message}",

@@ -7,8 +7,10 @@ from typing import Final
 from finetune_api.failures import FAILURES, Reason, RetryClass
 from finetune_api.status import Attempt
 
+MOST_FRUITLESS: Final = 10
+"""Preempted attempts in a row without progress after which the job fails."""
+
 _LONGEST: Final = timedelta(seconds=300)
-_SHORT_LIVED: Final = timedelta(seconds=10)
 
 
 def next_start(attempts: Sequence[Attempt], failures: int) -> datetime | None:
@@ -18,33 +20,34 @@ def next_start(attempts: Sequence[Attempt], failures: int) -> datetime | None:
     last = attempts[-1]
     if last.finish_time is None:
         raise ValueError(f"attempt {last.number} has failed but has no finishTime")
-    delay = _after_preemptions(attempts) if _preempted(last) else _after_failures(failures)
-    return last.finish_time + min(delay, _LONGEST)
+    tries = fruitless(attempts) if _preempted(last) else failures
+    return last.finish_time + min(_delay(tries), _LONGEST)
 
 
-def _after_failures(failures: int) -> timedelta:
-    """Return 1, 10, 20, 40... seconds: a first failure is often a hiccup."""
-    return timedelta(seconds=1 if failures <= 1 else 10 * 2 ** min(failures - 2, 10))
-
-
-def _after_preemptions(attempts: Sequence[Attempt]) -> timedelta:
-    """Return 1 second, doubled for each attempt in a row that hardly lived: no hot loop."""
-    short = 0
-    for attempt in reversed(attempts):
-        if attempt.state != "Failed" or not _preempted(attempt) or not _short_lived(attempt):
+def fruitless(attempts: Sequence[Attempt]) -> int:
+    """Return how many of the last attempts were preempted before they got further."""
+    count = 0
+    while count < len(attempts):
+        last = len(attempts) - 1 - count
+        if not _preempted(attempts[last]) or _got_further(attempts[last], attempts[:last]):
             break
-        short += 1
-    return timedelta(seconds=2 ** min(max(short - 1, 0), 10))
+        count += 1
+    return count
+
+
+def _delay(tries: int) -> timedelta:
+    """Return 1, 10, 20, 40... seconds: a first failure is often a hiccup."""
+    return timedelta(seconds=1 if tries <= 1 else 10 * 2 ** min(tries - 2, 10))
 
 
 def _preempted(attempt: Attempt) -> bool:
     return (
-        attempt.reason is not None
+        attempt.state == "Failed"
+        and attempt.reason is not None
         and FAILURES[Reason(attempt.reason)].retry is RetryClass.PREEMPTED
     )
 
 
-def _short_lived(attempt: Attempt) -> bool:
-    return (
-        attempt.finish_time is not None and attempt.finish_time - attempt.start_time < _SHORT_LIVED
-    )
+def _got_further(attempt: Attempt, earlier: Sequence[Attempt]) -> bool:
+    steps = [one.step or 0 for one in earlier if one.role == attempt.role]
+    return (attempt.step or 0) > (steps[-1] if steps else 0)

@@ -8,10 +8,15 @@ from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
 from finetune_api.trainer import Result
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.outcome import Outcome, outcome_of
-from finetune_operator.planning import PlanInfeasibleError, make_plan, smaller_plan
+from finetune_operator.lifecycle.retry import MOST_FRUITLESS, fruitless
+from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.status import final_progress
 
 SPEC_CHANGED: Final = "The spec was changed before there was a plan."
+_IN_VAIN: Final = (
+    f"Gave up after {MOST_FRUITLESS} attempts in a row that got no further than the one before:"
+    " find out what ends the pods, then delete the job and apply it again."
+)
 _ROLES: Final[tuple[Literal["prepare", "trainer"], ...]] = ("prepare", "trainer")
 
 
@@ -19,7 +24,11 @@ def adopt(draft: Draft) -> None:
     """Record attempts whose pods were made but whose record was not written."""
     for role in _ROLES:
         known = max((one.number for one in draft.attempts if one.role == role), default=0)
-        newest = max((pod.attempt for pod in draft.pods if pod.role == role), default=0)
+        # One that is being deleted was not wanted, such as half of a set whose rest was refused.
+        pods = [
+            pod for pod in draft.pods if pod.role == role and (pod.terminal or not pod.deleting)
+        ]
+        newest = max((pod.attempt for pod in pods), default=0)
         if newest > known:
             _adopt(draft, role, newest)
 
@@ -31,7 +40,6 @@ def _adopt(draft: Draft, role: Literal["prepare", "trainer"], number: int) -> No
     if role == names.TRAINER_ROLE and draft.status.plan is None and not draft.outdated(pods):
         config = pods[0].config
         draft.update(plan=config.plan, preparation=config.preparation)
-        draft.exact = True
 
 
 def settle(draft: Draft) -> None:
@@ -136,13 +144,11 @@ def _plan(draft: Draft, result: Result) -> None:
         return
     draft.update(preparation=result.preparation)
     try:
-        plan = make_plan(draft.job.spec, result.preparation, draft.inventory)
+        plan = make_plan(draft.job.spec, result.preparation, Inventory())
     except PlanInfeasibleError as error:
         fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
         return
     draft.update(plan=plan)
-    # Once there is a plan the API server freezes the training spec: it must be this very spec.
-    draft.exact = True
     rows = result.preparation.dataset.rows
     model = result.preparation.model.architecture
     draft.event("Planned", f"Prepared {model} and {rows} rows. Plan: {plan.summary}.")
@@ -173,21 +179,28 @@ def _failed(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
         # What the trainer says of the user's input names the fix; exit codes alone do not.
         fail(draft, reason, outcome.message, advised=outcome.result is not None)
         return
-    if outcome.retry is not RetryClass.PREEMPTED:
-        draft.update(failures=draft.status.failures + 1)
-        if draft.status.failures > draft.job.spec.run_policy.backoff_limit:
-            tries = (
-                "1 attempt" if draft.status.failures == 1 else f"{draft.status.failures} attempts"
-            )
-            fail(
-                draft, reason, f"{outcome.message} Gave up after {tries} (runPolicy.backoffLimit)."
-            )
+    if outcome.retry is RetryClass.PREEMPTED:
+        if fruitless(draft.attempts) >= MOST_FRUITLESS:
+            fail(draft, reason, f"{outcome.message} {_IN_VAIN}", advised=True)
             return
+    elif _given_up(draft, reason, outcome.message):
+        return
     if outcome.retry is RetryClass.ADAPT and not _adapt(draft, attempt, reason):
         fail(draft, reason, outcome.message)
         return
     message = f"{_title(attempt).capitalize()} ended: {reason.value}. {outcome.message}"
     draft.event("Recovering", message, warning=True)
+
+
+def _given_up(draft: Draft, reason: Reason, message: str) -> bool:
+    """Count a failure; fail the job when there were too many."""
+    failures = draft.status.failures + 1
+    draft.update(failures=failures)
+    if failures <= draft.job.spec.run_policy.backoff_limit:
+        return False
+    tries = "1 attempt" if failures == 1 else f"{failures} attempts"
+    fail(draft, reason, f"{message} Gave up after {tries} (runPolicy.backoffLimit).")
+    return True
 
 
 def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:

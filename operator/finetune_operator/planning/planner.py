@@ -35,6 +35,7 @@ class Inventory:
 
 def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Inventory) -> Plan:
     """Return the plan for a prepared job; PlanInfeasibleError when there is none."""
+    _check_one_node(spec, inventory)
     length = _max_length(spec, preparation)
     if spec.resources.gpu.count == 0:
         return _cpu_plan(spec, preparation, length)
@@ -47,6 +48,19 @@ def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Invent
         estimates.append(memory)
     smallest = min(estimates, key=lambda memory: memory.total)
     raise PlanInfeasibleError(_why_not(spec, inventory, smallest, limit))
+
+
+def _check_one_node(spec: FineTuneJobSpec, inventory: Inventory) -> None:
+    nodes, count = spec.resources.nodes, spec.resources.gpu.count
+    if nodes not in {"auto", 1}:
+        raise PlanInfeasibleError(
+            f"resources.nodes is {nodes}, but this version trains on one node: leave nodes out."
+        )
+    if count != "auto" and count > inventory.gpus_per_node:
+        raise PlanInfeasibleError(
+            f"resources.gpu.count is {count}, but this version trains on one node, which has at"
+            f" most {inventory.gpus_per_node} GPUs: ask for {inventory.gpus_per_node} or fewer."
+        )
 
 
 def _max_length(spec: FineTuneJobSpec, preparation: Preparation) -> int:
@@ -65,28 +79,16 @@ def _precision(spec: FineTuneJobSpec, default: Precision) -> Precision:
     return default if spec.training.precision == "auto" else spec.training.precision
 
 
-def _nodes(spec: FineTuneJobSpec) -> int:
-    return spec.resources.nodes if isinstance(spec.resources.nodes, int) else 1
-
-
 def _counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
     """Return the numbers of GPUs to try, fewest first."""
-    nodes = _nodes(spec)
     count = spec.resources.gpu.count
-    if count == "auto":
-        counts = [
-            nodes * per_node for per_node in (1, 2, 4, 8) if per_node <= inventory.gpus_per_node
-        ]
-        micro = spec.training.micro_batch_size
-        unit = 1 if micro == "auto" else micro
-        fitting = [count for count in counts if spec.training.batch_size % (count * unit) == 0]
-        return fitting or [nodes]
-    if count % nodes:
-        raise PlanInfeasibleError(
-            f"resources.gpu.count is {count}, which cannot be spread over {nodes} nodes"
-            f" (resources.nodes): make it a multiple of {nodes}."
-        )
-    return [count]
+    if count != "auto":
+        return [count]
+    counts = [count for count in (1, 2, 4, 8) if count <= inventory.gpus_per_node]
+    micro = spec.training.micro_batch_size
+    unit = 1 if micro == "auto" else micro
+    fitting = [count for count in counts if spec.training.batch_size % (count * unit) == 0]
+    return fitting or [1]
 
 
 def _strategies(spec: FineTuneJobSpec, gpus: int) -> list[Strategy]:
@@ -156,7 +158,6 @@ def _gpu_plan(
     limit: float,
 ) -> Plan:
     gpus, micro_batch = candidate.gpus, candidate.micro_batch_size
-    nodes, per_node = _nodes(spec), candidate.gpus // _nodes(spec)
     accumulation = spec.training.batch_size // (gpus * micro_batch)
     compiled, why_compiled = _compile(spec, preparation)
     product = None if spec.resources.gpu.product == "auto" else spec.resources.gpu.product
@@ -165,8 +166,8 @@ def _gpu_plan(
         f" micro-batch {micro_batch} x {accumulation}",
         gpu_product=product,
         gpus=gpus,
-        nodes=nodes,
-        gpus_per_node=per_node,
+        nodes=1,
+        gpus_per_node=gpus,
         strategy=candidate.strategy,
         micro_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
@@ -174,8 +175,8 @@ def _gpu_plan(
         precision=candidate.precision,
         gradient_checkpointing=candidate.checkpointing,
         compile=compiled,
-        cpu=spec.resources.cpu or str(per_node),
-        host_memory=spec.resources.memory or from_gib(_host_memory(preparation, per_node)),
+        cpu=spec.resources.cpu or str(gpus),
+        host_memory=spec.resources.memory or from_gib(_host_memory(preparation, gpus)),
         memory=memory,
         reasons=[*_reasons(spec, candidate, memory, limit), why_compiled],
     )
@@ -193,7 +194,13 @@ def _reasons(
     )
     checkpointing = "the cheapest that fits" if training.gradient_checkpointing == "auto" else asked
     fill = f"{memory.total:.1f} of {limit:.0f} GiB on each, and {_USABLE:.0%} may be filled"
+    assumed = (
+        [f"GPU memory: {limit:.0f} GiB assumed: set resources.gpu.memory."]
+        if spec.resources.gpu.memory == "auto"
+        else []
+    )
     return [
+        *assumed,
         f"GPUs {candidate.gpus}: {count}; the estimate is {fill}.",
         f"Micro-batch {candidate.micro_batch_size}: {micro_batch}.",
         f"Gradient checkpointing {candidate.checkpointing}: {checkpointing}.",
@@ -215,11 +222,6 @@ def _host_memory(preparation: Preparation, processes: int) -> float:
 
 
 def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> Plan:
-    if _nodes(spec) > 1:
-        raise PlanInfeasibleError(
-            f"resources.nodes is {_nodes(spec)}, but resources.gpu.count is 0 and training on the"
-            " CPU takes one node: set nodes to 1, or ask for GPUs."
-        )
     precision = _precision(spec, "float32")
     if precision == "float8":
         raise PlanInfeasibleError(

@@ -1,6 +1,6 @@
 """All objects of one attempt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,8 @@ class TrainerSettings:
     """Trainer image, unless the job names its own."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Extra environment variables of all trainer pods."""
+    pull_secrets: Sequence[str] = ()
+    """Image pull secrets of all trainer pods, by their names in the job's namespace."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,22 @@ def children(
     if launch.role == names.PREPARE_ROLE:
         pod = prepare_pod(config, image=image, env=settings.env, memory=launch.memory)
         claim = [] if spec.resources.workspace.claim else [_workspace_claim(config)]
-        return [with_hash(body) for body in (*claim, pod)]
+        return [with_hash(body) for body in (*claim, _pullable(pod, settings))]
     if plan is None:
         raise ValueError(f"job {namespace}/{name} has no plan: there is nothing to train by")
     pods = [
-        trainer_pod(config, plan, rank=rank, image=image, env=settings.env)
+        _pullable(trainer_pod(config, plan, rank=rank, image=image, env=settings.env), settings)
         for rank in range(plan.nodes)
     ]
     service = [_service(config)] if plan.nodes > 1 else []
     return [with_hash(body) for body in (*service, *pods)]
+
+
+def _pullable(pod: Object, settings: TrainerSettings) -> Object:
+    if not settings.pull_secrets:
+        return pod
+    secrets = [{"name": secret} for secret in settings.pull_secrets]
+    return pod | {"spec": pod["spec"] | {"imagePullSecrets": secrets}}
 
 
 def _workspace_claim(config: TrainerConfig) -> Object:
@@ -105,7 +114,7 @@ def _service(config: TrainerConfig) -> Object:
             config.name,
             config.uid,
             config.namespace,
-            service_name(config.name),
+            service_name(config.name, config.uid),
             names.TRAINER_ROLE,
         ),
         "spec": {

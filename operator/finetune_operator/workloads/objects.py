@@ -15,17 +15,17 @@ def pod_name(job: str, role: str, attempt: int, rank: int = 0) -> str:
     return name if role == names.PREPARE_ROLE else f"{name}-{rank}"
 
 
-def service_name(job: str) -> str:
-    """Return the name of the headless Service through which the pods of an attempt meet."""
-    return f"{job}-trainer"
+def service_name(job: str, uid: str) -> str:
+    """Return the name of the headless Service through which the pods of an attempt meet.
+
+    It carries the start of the job's UID: server-side apply would otherwise take over, and garbage
+    collection later delete, a Service of the same name that a person or an earlier job made.
+    """
+    return f"{job}-trainer-{uid[:8]}"
 
 
 def workspace_claim_name(job: str, uid: str) -> str:
-    """Return the name of the claim made for a job.
-
-    It carries the start of the job's UID: server-side apply would otherwise take over, and garbage
-    collection later delete, a claim of the same name that a person or an earlier job made.
-    """
+    """Return the name of the claim made for a job; with the start of its UID, as service_name."""
     return f"{job}-workspace-{uid[:8]}"
 
 

@@ -56,7 +56,7 @@ def trainer_pod(
 ) -> Object:
     """Return the pod of one node of a training attempt; it has no secrets and needs no network."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    rendezvous = _rendezvous(config, plan, rank) if plan.nodes > 1 else {}
+    rendezvous = _rendezvous(config, rank) if plan.nodes > 1 else {}
     container = _container("run", image, {**offline, **rendezvous, **env})
     container["volumeMounts"] += _storage_mounts(config)
     container["resources"] = _resources(plan.cpu, plan.host_memory, gpus=plan.gpus_per_node)
@@ -68,7 +68,7 @@ def trainer_pod(
     }
     if plan.nodes > 1:
         spec["hostname"] = pod_name(config.name, names.TRAINER_ROLE, config.attempt, rank)
-        spec["subdomain"] = service_name(config.name)
+        spec["subdomain"] = service_name(config.name, config.uid)
     pod = _pod(config, names.TRAINER_ROLE, rank=rank, spec=spec)
     if plan.gpu_product is not None:
         pod["spec"]["nodeSelector"] = {
@@ -79,14 +79,13 @@ def trainer_pod(
     return pod
 
 
-def _rendezvous(config: TrainerConfig, plan: Plan, rank: int) -> dict[str, str]:
-    """Return what torchrun reads instead of --nnodes, --node-rank, --master-addr, --master-port."""
+def _rendezvous(config: TrainerConfig, rank: int) -> dict[str, str]:
+    """Return what the trainer's launcher reads to find the other nodes of the attempt."""
     master = pod_name(config.name, names.TRAINER_ROLE, config.attempt, 0)
     return {
-        "PET_NNODES": str(plan.nodes),
-        "PET_NODE_RANK": str(rank),
-        "PET_MASTER_ADDR": f"{master}.{service_name(config.name)}",
-        "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
+        "GROUP_RANK": str(rank),
+        "MASTER_ADDR": f"{master}.{service_name(config.name, config.uid)}",
+        "MASTER_PORT": str(names.RENDEZVOUS_PORT),
     }
 
 

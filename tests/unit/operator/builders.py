@@ -20,6 +20,7 @@ from finetune_operator.planning import Inventory, make_plan
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 UID = "0f3c1d52-9d7e-4c5e-8b13-6a2f7d1e4b90"
+OWNER = ("team", UID)
 
 SPEC: dict[str, Any] = {
     "method": "sft",
@@ -71,6 +72,7 @@ def make_preparation(**model: Any) -> Preparation:
 
 
 def make_plan_of(**parts: Any) -> Plan:
+    """Return the plan of a spec with these parts."""
     return make_plan(make_spec(**parts), make_preparation(), Inventory())
 
 
@@ -119,6 +121,8 @@ def make_pod_body(
     gated: bool = False,
     disruption: str | None = None,
     deleting: bool = False,
+    deleted_by: float | None = None,
+    node: str = "",
     created: float = 0,
     finished: float = 60,
     version: int = 200,
@@ -166,6 +170,7 @@ def make_pod_body(
         "resourceVersion": str(version),
         "creationTimestamp": stamp(created),
         "labels": {
+            names.MANAGED_BY_LABEL: names.MANAGER,
             names.JOB_LABEL: "job",
             names.JOB_UID_LABEL: UID,
             names.ROLE_LABEL: role,
@@ -173,11 +178,22 @@ def make_pod_body(
             names.RANK_LABEL: str(rank),
         },
         "annotations": {names.CONFIG_ANNOTATION: json.dumps(config.to_json())},
+        "ownerReferences": [
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": "job",
+                "uid": UID,
+                "controller": True,
+            }
+        ],
     }
-    if deleting:
-        metadata["deletionTimestamp"] = stamp(created)
+    if deleting or deleted_by is not None:
+        # Far away unless it matters: the pod is in its grace period.
+        metadata["deletionTimestamp"] = stamp(3600 if deleted_by is None else deleted_by)
     return {
         "metadata": metadata,
+        "spec": {"nodeName": node} if node else {},
         "status": {
             "phase": phase,
             "reason": reason,

@@ -21,6 +21,8 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.trainer.image == "trainer:1"
     assert settings.namespaces == ()
     assert (settings.workers, settings.port, settings.progress_via) == (8, 8080, "pod")
+    assert settings.resync_seconds == 300
+    assert settings.trainer.pull_secrets == ()
 
 
 def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +31,12 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FINETUNE_WORKERS", "3")
     assert parse(["run"]).namespaces == ("a", "b")
     settings = parse(
-        ["run", "--trainer-image=trainer:2", "--namespace=c", "--trainer-env=A=b=c", "--workers=5"]
+        [
+            *("run", "--trainer-image=trainer:2", "--namespace=c", "--trainer-env=A=b=c"),
+            *("--trainer-pull-secret=d", "--trainer-pull-secret=e", "--workers=5"),
+        ]
     )
+    assert settings.trainer.pull_secrets == ("d", "e")
     assert settings.trainer.image == "trainer:2"
     assert settings.trainer.env == {"A": "b=c"}
     assert (settings.namespaces, settings.workers) == (("c",), 5)

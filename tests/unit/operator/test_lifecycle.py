@@ -1,19 +1,20 @@
 """The state machine, one decision after the other."""
 
+import json
 from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.failures import FAILURES, Reason, RetryClass
 from finetune_api.status import Progress, Stability
 from finetune_api.trainer import ProgressReport, Result
-from finetune_operator.lifecycle import rejected
+from finetune_operator.lifecycle import Pod
 from unit.operator.builders import (
-    NOW,
     Life,
     failure,
-    make_job,
     make_pod,
+    make_pod_body,
     make_spec,
     prepared_pod,
     started,
@@ -34,7 +35,6 @@ def test_clean_life() -> None:
     decision = life.step(10, prepared_pod())
     assert decision.launch is not None
     assert (decision.launch.role, decision.launch.number) == ("trainer", 1)
-    assert decision.exact, "the plan must belong to the very spec that it was made for"
     assert life.phase == "Starting"
     assert life.condition("Planned")["status"] == "True"
 
@@ -172,18 +172,35 @@ def test_preemption_does_not_count(pod: Any, reason: Reason) -> None:
     assert decision.launch.number == 2
 
 
-def test_preempted_attempts_that_hardly_live_are_no_hot_loop() -> None:
-    life = started()
-    pods, now, delays = [prepared_pod()], 11.0, []
-    for number in range(1, 6):
-        pods.append(make_pod(attempt=number, exit_code=75, result=failure(Reason.PREEMPTED)))
+def preempt(life: Life, steps: list[int | None]) -> list[float]:
+    """Let an attempt live for 11 seconds up to each step; return the pauses after them."""
+    pods, now, pauses = [prepared_pod()], 11.0, []
+    for number, step in enumerate(steps, start=1):
+        result = failure(Reason.PREEMPTED, step=step)
+        pods.append(make_pod(attempt=number, exit_code=75, result=result))
         decision = life.step(now, *pods)
-        assert decision.requeue_after is not None
-        delays.append(decision.requeue_after)
+        if decision.requeue_after is None:
+            break
+        pauses.append(decision.requeue_after)
         now += decision.requeue_after
         assert life.step(now, *pods).launch is not None
-        now += 2
-    assert delays == [pytest.approx(2**power) for power in range(5)]
+        now += 11
+    return pauses
+
+
+def test_preempted_attempts_without_progress_come_to_an_end() -> None:
+    life = started(runPolicy={"backoffLimit": 0})
+    pauses = preempt(life, [None] * 12)
+    assert pauses == [1, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert life.condition("Failed")["reason"] == "Preempted"
+    assert "Gave up after 10 attempts in a row that got no further" in life.message
+    assert "continues" not in life.message
+
+
+def test_preempted_attempts_with_progress_go_on() -> None:
+    life = started()
+    assert preempt(life, [5, 5, 5, 12, 12, 13]) == [1, 1, 10, 1, 1, 1]
+    assert preempt(started(), list(range(1, 30))) == [1] * 29
 
 
 @pytest.mark.parametrize(
@@ -434,6 +451,37 @@ def test_failed_preparation_is_tried_again_when_the_spec_is_corrected() -> None:
     assert life.phase == "Preparing"
 
 
+@pytest.mark.parametrize("policy", [{"ttlSecondsAfterFinished": 60}, {"backoffLimit": 9}])
+def test_a_change_of_the_run_policy_corrects_nothing(policy: dict[str, Any]) -> None:
+    life = Life()
+    life.step(0)
+    bad = make_pod("prepare", exit_code=66, result=failure(Reason.MODEL_NOT_FOUND))
+    life.step(10, bad)
+    life.edit(runPolicy=policy)
+    assert life.step(20, bad).launch is None
+    assert life.phase == "Failed"
+    life.edit(model={"source": "hf://Qwen/Qwen3-4B"})
+    assert life.step(30, bad).launch is not None
+
+
+def test_a_default_of_a_newer_operator_is_no_change_of_the_spec() -> None:
+    life = Life()
+    life.step(0)
+    body = make_pod_body("prepare", running=True)
+    config = json.loads(body["metadata"]["annotations"][names.CONFIG_ANNOTATION])
+    del config["spec"]["training"]
+    body["metadata"]["annotations"][names.CONFIG_ANNOTATION] = json.dumps(config)
+    assert life.step(5, Pod.parse(body)).delete == ()
+
+
+def test_a_pod_whose_config_cannot_be_read_is_replaced() -> None:
+    life = Life()
+    life.step(0)
+    body = make_pod_body("prepare", running=True)
+    body["metadata"]["annotations"] = {}
+    assert [pod.name for pod in life.step(5, Pod.parse(body)).delete] == ["job-prepare-1"]
+
+
 def test_infeasible_plan_fails_before_any_gpu() -> None:
     resources = {"gpu": {"count": 1, "memory": "8Gi"}}
     life = Life(resources=resources)
@@ -525,6 +573,42 @@ def test_the_patience_for_a_missing_secret_starts_with_that_problem() -> None:
     assert life.phase == "Failed"
 
 
+STUCK = (
+    "Pod job-trainer-1-0 on node gpu-7 was to end by 12:02:00 UTC and has not. Make sure that the"
+    " node is off, then: kubectl delete pod job-trainer-1-0 -n team --force"
+)
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_a_deleted_pod_that_does_not_end_is_told(suspend: bool) -> None:
+    life = started()
+    life.edit(runPolicy={"suspend": suspend})
+    pods = prepared_pod(), make_pod(running=True, deleted_by=120, node="gpu-7")
+    decision = life.step(50, *pods)
+    assert decision.requeue_after == pytest.approx(130)
+    assert life.condition("PodProblem") == {}
+    life.step(180, *pods)
+    problem = life.condition("PodProblem")
+    assert (problem["status"], problem["reason"]) == ("True", "PodStuck")
+    assert life.message == problem["message"] == STUCK
+    life.step(200, prepared_pod())
+    life.step(210, prepared_pod(), make_pod(attempt=2, running=True))
+    assert life.condition("PodProblem")["status"] == "False"
+
+
+def test_a_pod_of_an_ended_attempt_that_does_not_end_is_told() -> None:
+    life = started()
+    late = make_pod(rank=1, running=True, deleted_by=120)
+    pods = prepared_pod(), make_pod(exit_code=137), late
+    life.step(60, *pods)
+    assert life.step(70, *pods).requeue_after == pytest.approx(110)
+    life.step(180, *pods)
+    assert life.phase == "Recovering"
+    assert "kubectl delete pod job-trainer-1-1 -n team --force" in life.message
+    assert life.step(190, *pods[:2]).launch is not None
+    assert life.condition("PodProblem")["status"] == "False"
+
+
 def test_pods_that_a_queue_holds_back() -> None:
     life = started(runPolicy={"queue": "gpus"})
     life.step(20, prepared_pod(), make_pod(gated=True))
@@ -549,17 +633,11 @@ def test_progress_is_shown_and_export_has_its_phase() -> None:
     assert life.body["status"]["checkpoint"] == {"step": 2}
 
 
-def test_a_name_that_is_taken_is_told() -> None:
-    status = rejected(make_job(), "pods is forbidden: exceeded quota", now=NOW)
-    assert "exceeded quota" in status.message
-    assert status.phase == "Pending"
-
-
 def test_multi_node_attempt_succeeds_when_all_its_pods_have() -> None:
-    resources = {"gpu": {"count": 4}, "nodes": 2}
-    life = started(resources=resources)
+    life = started()
+    life.body["status"]["plan"] |= {"gpus": 2, "nodes": 2, "gpusPerNode": 1}
     done = make_pod(exit_code=0, result=trained())
-    prepared = prepared_pod(resources=resources)
+    prepared = prepared_pod()
     life.step(50, prepared, done, make_pod(rank=1, running=True))
     assert life.phase == "Running"
     peer = make_pod(rank=1, exit_code=0, result=Result.succeeded())

@@ -61,6 +61,12 @@ def test_the_summary_is_for_people() -> None:
     assert plan.summary == "1 x NVIDIA-H100-80GB-HBM3, lora, micro-batch 8 x 2"
 
 
+def test_an_assumed_size_of_the_gpus_is_told() -> None:
+    assumed = "GPU memory: 80 GiB assumed: set resources.gpu.memory."
+    assert assumed in make_plan_of().reasons
+    assert assumed not in make_plan_of(resources={"gpu": {"memory": "80Gi"}}).reasons
+
+
 def test_cpu() -> None:
     plan = make_plan_of(resources={"gpu": {"count": 0}})
     assert (plan.gpus, plan.nodes, plan.precision, plan.compile) == (0, 1, "float32", False)
@@ -87,12 +93,16 @@ def test_compiling_has_to_pay(steps: int, compiled: bool) -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"resources": {"gpu": {"count": 3}, "nodes": 2}}, "resources.gpu.count is 3"),
+        ({"resources": {"gpu": {"count": 16}}}, "resources.gpu.count is 16"),
+        ({"resources": {"gpu": {"count": 4}, "nodes": 2}}, "resources.nodes is 2"),
         ({"resources": {"gpu": {"count": 3}}}, "training.batchSize is 16"),
         ({"training": {"microBatchSize": 3}}, "training.microBatchSize is 3"),
         ({"resources": {"gpu": {"memory": "8Gi", "count": 1}}}, "offers 7.4 of its 8 GiB"),
         ({"resources": {"gpu": {"count": 0}, "nodes": 2}}, "resources.nodes is 2"),
-        ({"training": {"batchSize": 5}, "resources": {"nodes": 2}}, "cannot be split over 2 GPUs"),
+        (
+            {"training": {"batchSize": 5}, "resources": {"gpu": {"count": 2}}},
+            "cannot be split over 2 GPUs",
+        ),
     ],
 )
 def test_what_cannot_be_planned(parts: dict[str, Any], words: str) -> None:

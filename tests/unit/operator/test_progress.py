@@ -5,13 +5,17 @@ from itertools import pairwise
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from pydantic import ValidationError
 
+from finetune_api import names
 from finetune_api.status import Progress, Stability
 from finetune_api.trainer import ProgressReport
-from finetune_operator.progress import Follower, Target
+from finetune_operator.progress import DirectReader, Follower, Target
 from finetune_operator.store import Key
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
+pytestmark = pytest.mark.asyncio
 
 KEY = ("team", "job")
 TARGET = Target("uid", "team", "job-trainer-1-0", "10.0.0.1")
@@ -52,6 +56,7 @@ async def follow(trainer: Trainer, seconds: float) -> list[float]:
     return woken
 
 
+@pytest.mark.looptime
 async def test_a_change_is_told_at_most_every_15_seconds() -> None:
     trainer = Trainer()
     woken = await follow(trainer, 120)
@@ -62,16 +67,31 @@ async def test_a_change_is_told_at_most_every_15_seconds() -> None:
     assert len(trainer.asked) >= 15
 
 
+@pytest.mark.looptime
 async def test_nothing_new_wakes_nobody() -> None:
     assert len(await follow(Trainer(frozen=True), 300)) == 1
 
 
+@pytest.mark.looptime
 async def test_a_trainer_that_does_not_answer_is_asked_less_and_less() -> None:
     trainer = Trainer(broken=True)
     assert await follow(trainer, 600) == []
     assert len(trainer.asked) < 20
 
 
+@pytest.mark.looptime
+async def test_a_trainer_that_does_not_answer_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await follow(Trainer(broken=True), 60)
+    assert caplog.records == []
+    await follow(Trainer(broken=True), 1200)
+    assert [(one.levelname, one.__dict__["pod"]) for one in caplog.records] == [
+        ("WARNING", "job-trainer-1-0")
+    ]
+
+
+@pytest.mark.looptime
 async def test_a_new_pod_starts_anew() -> None:
     follower = Follower(Trainer(), lambda _: None)
     follower.follow(KEY, TARGET)
@@ -81,3 +101,29 @@ async def test_a_new_pod_starts_anew() -> None:
     assert follower.report(KEY) is None
     assert follower.following(KEY) == "job-trainer-2-0"
     follower.follow(KEY, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (web.Response(status=302, headers={"Location": "/elsewhere"}), ValidationError),
+        (web.Response(body=b" " * 64 * 1024 + b"{}"), aiohttp.ClientPayloadError),
+        (web.Response(status=503), aiohttp.ClientResponseError),
+    ],
+)
+async def test_a_pod_is_not_trusted(
+    answer: web.Response, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def progress(_: web.Request) -> web.Response:
+        return answer
+
+    async def elsewhere(_: web.Request) -> web.Response:
+        return web.Response(text=(await Trainer()(TARGET)).model_dump_json(by_alias=True))
+
+    app = web.Application()
+    app.router.add_get("/progress", progress)
+    app.router.add_get("/elsewhere", elsewhere)
+    async with TestServer(app) as server, DirectReader() as read:
+        monkeypatch.setattr(names, "METRICS_PORT", server.port)
+        with pytest.raises(error):
+            await read(Target("uid", "team", "job-trainer-1-0", "127.0.0.1"))

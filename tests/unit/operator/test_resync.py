@@ -9,7 +9,7 @@ from finetune_operator.api import PODS, ApiError, Resource
 from finetune_operator.queue import Queue
 from finetune_operator.resync import Resync
 from finetune_operator.store import Key, Store
-from unit.operator.builders import UID, make_job_body, make_pod_body
+from unit.operator.builders import OWNER, make_job_body, make_pod_body
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
@@ -38,7 +38,7 @@ async def test_it_fills_the_store_and_the_queue() -> None:
     resync, store, queue = make_resync(Listing())
     await resync.fill()
     assert store.job(("team", "job")) is not None
-    assert len(store.pods(UID)) == 1
+    assert len(store.pods(OWNER)) == 1
     assert queue.depth == 1
 
 
@@ -49,7 +49,7 @@ async def test_it_repairs_the_store_and_knows_that_the_watches_are_stale() -> No
     task = asyncio.create_task(resync.run())
     api.pods = []
     await asyncio.sleep(700)
-    assert store.pods(UID) == []
+    assert store.pods(OWNER) == []
     assert resync.stale == 1
     await asyncio.sleep(700)
     assert resync.stale == 0, "nothing was missed since"
@@ -65,7 +65,7 @@ async def test_a_lost_watch_is_followed_by_a_resync_soon() -> None:
     for _ in range(50):
         resync.request()
     await asyncio.sleep(20)
-    assert store.pods(UID) == []
+    assert store.pods(OWNER) == []
     assert api.lists == 4, "one for all the objects that were listed anew"
     assert resync.stale == 0
     task.cancel()
@@ -80,5 +80,5 @@ async def test_it_survives_an_api_server_that_is_away() -> None:
     await asyncio.sleep(700)
     api.broken, api.pods = False, []
     await asyncio.sleep(700)
-    assert store.pods(UID) == []
+    assert store.pods(OWNER) == []
     task.cancel()

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_operator.handlers import job_changed, pod_changed
 from finetune_operator.queue import Queue
-from finetune_operator.store import Key, Store
-from unit.operator.builders import UID, make_job_body, make_pod_body
+from finetune_operator.store import Key, Store, owner_of
+from unit.operator.builders import OWNER, make_job_body, make_pod_body
 
 KEY = ("team", "job")
 
@@ -67,7 +68,7 @@ def test_a_late_answer_does_not_bring_a_deleted_pod_back() -> None:
     store.put_pod(make_pod_body(version=1))
     store.forget_pod(make_pod_body(version=2))
     assert not store.put_pod(make_pod_body(version=1))
-    assert store.pods(UID) == []
+    assert store.pods(OWNER) == []
 
 
 def test_the_deletion_of_an_earlier_job_leaves_its_successor_alone() -> None:
@@ -77,13 +78,66 @@ def test_the_deletion_of_an_earlier_job_leaves_its_successor_alone() -> None:
     assert store.job(KEY) is not None
 
 
+@pytest.mark.parametrize("label", [None, names.JOB_UID_LABEL, names.JOB_LABEL, names.ROLE_LABEL])
+@pytest.mark.parametrize("value", [None, "another"])
+def test_a_pod_without_our_very_labels_is_ignored(label: str | None, value: str | None) -> None:
+    body = make_pod_body(version=5)
+    labels = body["metadata"]["labels"]
+    if label is None:
+        labels.clear()
+    elif value is None:
+        del labels[label]
+    else:
+        labels[label] = value
+    assert_ignored(body)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [{"kind": "ReplicaSet"}, {"apiVersion": "v1"}, {"uid": "another"}, {"controller": False}],
+)
+def test_a_pod_that_a_job_does_not_control_is_ignored(owner: dict[str, Any]) -> None:
+    body = make_pod_body(version=5)
+    body["metadata"]["ownerReferences"][0] |= owner
+    assert_ignored(body)
+    del body["metadata"]["ownerReferences"]
+    assert_ignored(body)
+
+
+def assert_ignored(body: dict[str, Any]) -> None:
+    store, queue = Store(), Queue[Key]()
+    assert owner_of(body) is None
+    assert store.replace_all([make_job_body(version=1)], [body], ("9", "9")) == 1, "the job"
+    pod_changed(store, queue, "ADDED", body)
+    pod_changed(store, queue, "DELETED", body)
+    assert store.pods(OWNER) == []
+    assert queue.depth == 0
+
+
+def test_a_pod_of_another_namespace_does_not_count() -> None:
+    store = Store()
+    body = make_pod_body()
+    body["metadata"]["namespace"] = "elsewhere"
+    store.put_pod(body)
+    assert store.pods(OWNER) == []
+
+
+def test_a_pod_that_is_ours_no_longer_is_forgotten() -> None:
+    store = Store()
+    store.put_pod(make_pod_body(version=2))
+    body = make_pod_body(version=3)
+    del body["metadata"]["labels"][names.JOB_UID_LABEL]
+    assert store.replace_all([], [body], ("9", "9")) == 1
+    assert store.pods(OWNER) == []
+
+
 def test_a_list_of_one_jobs_pods_replaces_them() -> None:
     store = Store()
     store.put_pod(make_pod_body(attempt=1, version=1))
     store.put_pod(make_pod_body(attempt=2, version=9))
-    store.replace_pods(UID, [make_pod_body(attempt=3, version=4)], "5")
-    names = sorted(pod["metadata"]["name"] for pod in store.pods(UID))
-    assert names == ["job-trainer-2-0", "job-trainer-3-0"], "the second is younger than the list"
+    store.replace_pods(OWNER, [make_pod_body(attempt=3, version=4)], "5")
+    kept = sorted(pod["metadata"]["name"] for pod in store.pods(OWNER))
+    assert kept == ["job-trainer-2-0", "job-trainer-3-0"], "the second is younger than the list"
 
 
 def test_a_resync_finds_what_the_watches_missed() -> None:
@@ -112,7 +166,7 @@ async def test_handlers_queue_what_matters() -> None:
     queue = Queue()
     pod_changed(store, queue, "DELETED", make_pod_body(version=4))
     assert queue.depth == 1
-    assert store.pods(UID) == []
+    assert store.pods(OWNER) == []
     queue = Queue()
     job_changed(store, queue, "DELETED", make_job_body(version=5))
     assert queue.depth == 1

@@ -13,17 +13,28 @@ from unit.operator.builders import UID, make_plan_of, make_preparation, make_spe
 SETTINGS = TrainerSettings(image="registry/trainer:1", env={"FINETUNE_DEVICE": "cpu"})
 
 
-def make_children(role: str, number: int = 1, **parts: Any) -> list[dict[str, Any]]:
+TWO_NODES = {"gpus": 4, "nodes": 2, "gpus_per_node": 2}
+"""What a plan over two nodes says; the planner makes none yet."""
+
+
+def make_children(
+    role: str,
+    number: int = 1,
+    *,
+    settings: TrainerSettings = SETTINGS,
+    plan: dict[str, Any] | None = None,
+    **parts: Any,
+) -> list[dict[str, Any]]:
     training = role == names.TRAINER_ROLE
     return children(
         name="job",
         namespace="team",
         uid=UID,
         spec=make_spec(**parts),
-        plan=make_plan_of(**parts) if training else None,
+        plan=make_plan_of(**parts).model_copy(update=plan or {}) if training else None,
         preparation=make_preparation() if training else None,
         launch=Launch("trainer" if training else "prepare", number, "4Gi"),
-        settings=SETTINGS,
+        settings=settings,
     )
 
 
@@ -63,8 +74,7 @@ def test_pods_keep_to_the_restricted_standard(role: str) -> None:
 
 @pytest.mark.parametrize("role", ["prepare", "trainer"])
 def test_every_child_belongs_to_the_job(role: str) -> None:
-    parts: dict[str, Any] = {"resources": {"gpu": {"count": 4}, "nodes": 2}}
-    for child in make_children(role, **parts):
+    for child in make_children(role, plan=TWO_NODES):
         metadata = child["metadata"]
         assert [owner["uid"] for owner in metadata["ownerReferences"]] == [UID]
         assert metadata["labels"][names.MANAGED_BY_LABEL] == names.MANAGER
@@ -75,15 +85,14 @@ def test_every_child_belongs_to_the_job(role: str) -> None:
 
 
 def test_names_are_deterministic() -> None:
-    parts: dict[str, Any] = {"resources": {"gpu": {"count": 4}, "nodes": 2}}
     found = [
         child["metadata"]["name"]
         for role in ("prepare", "trainer")
-        for child in make_children(role, 3, **parts)
+        for child in make_children(role, 3, plan=TWO_NODES)
     ]
     assert found == [
         "job-workspace-0f3c1d52", "job-prepare-3",
-        "job-trainer", "job-trainer-3-0", "job-trainer-3-1",
+        "job-trainer-0f3c1d52", "job-trainer-3-0", "job-trainer-3-1",
     ]  # fmt: skip
 
 
@@ -186,18 +195,22 @@ def test_placement_is_passed_on() -> None:
 
 
 def test_pods_of_several_nodes_find_each_other() -> None:
-    parts: dict[str, Any] = {
-        "resources": {"gpu": {"count": 4}, "nodes": 2},
-        "runPolicy": {"queue": "gpus"},
-    }
-    service, first, second = make_children("trainer", **parts)
+    service, first, second = make_children("trainer", plan=TWO_NODES, runPolicy={"queue": "gpus"})
     assert service["spec"]["clusterIP"] == "None"
     env = {entry["name"]: entry["value"] for entry in container_of(second)["env"]}
-    assert env["PET_NODE_RANK"] == "1"
-    assert env["PET_MASTER_ADDR"] == f"{first['spec']['hostname']}.{first['spec']['subdomain']}"
+    assert env["GROUP_RANK"] == "1"
+    assert env["MASTER_ADDR"] == f"{first['spec']['hostname']}.{first['spec']['subdomain']}"
+    assert env["MASTER_PORT"] == str(names.RENDEZVOUS_PORT)
     assert first["spec"]["subdomain"] == service["metadata"]["name"]
     assert container_of(first)["resources"]["limits"][names.GPU_RESOURCE] == "2"
     assert second["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
+
+
+@pytest.mark.parametrize("role", ["prepare", "trainer"])
+def test_pull_secrets(role: str) -> None:
+    settings = TrainerSettings(image="private/trainer:1", pull_secrets=("a", "b"))
+    pod = make_children(role, settings=settings)[-1]
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
 
 
 def test_one_node_needs_no_service() -> None:
