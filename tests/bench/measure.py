@@ -2,49 +2,29 @@
 
 import asyncio
 import contextlib
-import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from bench import load
 from bench.processes import cpu_seconds, machine_cpu_seconds, peak_memory_mib
 from devcluster import Cluster
 from devcluster.processes import Daemons
-from finetune_api import names
-from integration.operator_process import Operator
+from integration.operator_process import Operator, install_crd, restricted_kubeconfig
 from integration.results import PREPARED, TRAINED
-from integration.server import wait_for
 
-CHART: Final = Path(__file__).parents[2] / "helm/finetune-operator"
-CRDS: Final = CHART / "files/crds"
 NAMESPACE: Final = "bench"
 CLAIM: Final = "models"
 """Where all jobs put their models."""
-_GROUP: Final = (f"--api-group={names.GROUP}", "--output=name")
 MOST_REQUESTS: Final = 12
 """Of the operator's own for one job, over the whole of a successful life."""
 MOST_MEMORY: Final = 200.0
 """MiB that the operator may have had resident at most."""
 SAFETY_NET: Final = frozenset({"LIST finetunejobs", "LIST pods"})
 """Requests of the resync: a few in all, however many jobs there are."""
-
-
-class MeasuredOperator(Operator):
-    """The operator as a process, with what it uses."""
-
-    @property
-    def pid(self) -> int:
-        """The process."""
-        if self._process is None:
-            raise RuntimeError("the operator was not started")
-        return self._process.pid
 
 
 @dataclass(frozen=True)
@@ -98,7 +78,7 @@ class Measurement:
 class Bench:
     """A control plane and an operator that have run one job already."""
 
-    def __init__(self, cluster: Cluster, operator: MeasuredOperator) -> None:
+    def __init__(self, cluster: Cluster, operator: Operator) -> None:
         self._cluster = cluster
         self._operator = operator
 
@@ -161,13 +141,11 @@ def running_bench(name: str, folder: Path, *, nodes: int, pod_seconds: float) ->
     with Cluster.control_plane(
         name, kwok_nodes=nodes, pod_seconds=pod_seconds, pod_messages=messages
     ) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-        # Not `kubectl wait`: it fails in the moment before the CRD has any conditions.
-        wait_for(lambda: names.PLURAL in cluster.kubectl("api-resources", *_GROUP))
+        install_crd(cluster)
         cluster.kubectl("create", "namespace", NAMESPACE)
         cluster.kubectl("wait", "--for=create", f"--namespace={NAMESPACE}", "sa/default")
         cluster.apply(_claim())
-        operator = MeasuredOperator(_operator_kubeconfig(cluster, folder), NAMESPACE, folder)
+        operator = Operator(restricted_kubeconfig(cluster, NAMESPACE, folder), NAMESPACE, folder)
         operator.start()
         try:
             bench = Bench(cluster, operator)
@@ -187,24 +165,3 @@ def _claim() -> load.Body:
             "resources": {"requests": {"storage": "1Gi"}},
         },
     }
-
-
-def _operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
-    """Install the chart's ServiceAccount and roles, and return a kubeconfig of that account."""
-    rendered = subprocess.run(
-        [
-            *(cluster.bin("helm"), "template", "finetune-operator", CHART, "--kube-version=1.34.4"),
-            *(f"--namespace={NAMESPACE}", f"--set=watchNamespaces={{{NAMESPACE}}}"),
-            *("--show-only=templates/serviceaccount.yaml", "--show-only=templates/rbac.yaml"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=rendered)
-    account = (f"--namespace={NAMESPACE}", "create", "token", "finetune-operator")
-    settings = yaml.safe_load(cluster.kubeconfig.read_text())
-    settings["users"][0]["user"] = {"token": cluster.kubectl(*account).strip()}
-    path = folder / "operator.kubeconfig"
-    path.write_text(json.dumps(settings))
-    return path

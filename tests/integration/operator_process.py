@@ -9,7 +9,42 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
+import yaml
+
+from devcluster import Cluster
+from finetune_api import names
 from integration.server import wait_for
+
+CHART = Path(__file__).parents[2] / "helm/finetune-operator"
+
+
+def install_crd(cluster: Cluster) -> None:
+    """Make the cluster know FineTuneJobs."""
+    cluster.kubectl("apply", "--server-side", "-f", str(CHART / "files/crds"))
+    # Not `kubectl wait`: it fails in the moment before the CRD has any conditions.
+    group = f"--api-group={names.GROUP}"
+    wait_for(lambda: names.PLURAL in cluster.kubectl("api-resources", group))
+
+
+def restricted_kubeconfig(cluster: Cluster, namespace: str, folder: Path) -> Path:
+    """Install the chart's ServiceAccount and roles, and return a kubeconfig of that account."""
+    rendered = subprocess.run(
+        [
+            *(cluster.bin("helm"), "template", "finetune-operator", CHART, "--kube-version=1.34.4"),
+            *(f"--namespace={namespace}", f"--set=watchNamespaces={{{namespace}}}"),
+            *("--show-only=templates/serviceaccount.yaml", "--show-only=templates/rbac.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=rendered)
+    account = (f"--namespace={namespace}", "create", "token", "finetune-operator")
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": cluster.kubectl(*account).strip()}
+    path = folder / "operator.kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
 
 
 class Operator:
@@ -53,6 +88,13 @@ class Operator:
         self._file.close()
         self._process = None
         return code
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        if self._process is None:
+            raise RuntimeError("the operator was not started")
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -13,6 +13,7 @@ from devcluster import Cluster
 from finetune_api import names
 from finetune_api.spec import TRAINING_FIELDS, FineTuneJobSpec, Method
 from finetune_api.status import FineTuneJobStatus
+from integration.operator_process import install_crd
 from unit.api.samples import full_status
 
 pytestmark = pytest.mark.integration
@@ -108,8 +109,7 @@ def control_plane() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def jobs(control_plane: Cluster) -> Iterator[Jobs]:
-    control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", "-f", str(CRD))
+    install_crd(control_plane)
     api = Jobs(control_plane.kubeconfig)
     yield api
     api.close()
