@@ -117,10 +117,10 @@ def _launch(draft: Draft, *, trainer: bool) -> Launch:
 
 
 def _prepare_memory(draft: Draft) -> str:
-    """Return the memory of preparation, half as much again for each time that it ran out."""
-    asked = draft.job.spec.resources.memory
-    if asked is not None:
-        return asked
+    """Return the memory of preparation, half as much again for each time that it ran out.
+
+    What the spec asks for is for trainer pods: a CPU node need not have that much.
+    """
     too_small = sum(one.reason == Reason.HOST_OUT_OF_MEMORY for one in draft.attempts)
     return from_gib(to_gib(_PREPARE_MEMORY) * 1.5**too_small)
 

@@ -206,7 +206,7 @@ def _given_up(draft: Draft, reason: Reason, message: str) -> bool:
 def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:
     """Make the next attempt smaller; return whether the spec leaves room for that."""
     if attempt.role == names.PREPARE_ROLE:
-        return draft.job.spec.resources.memory is None
+        return True
     plan, preparation = draft.status.plan, draft.status.preparation
     if plan is None or preparation is None:
         return False

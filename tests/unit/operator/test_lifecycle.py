@@ -272,10 +272,11 @@ def test_out_of_host_memory(memory: str | None, phase: str) -> None:
         assert int(after[:-2]) == pytest.approx(1.5 * int(before[:-2]), abs=1)
 
 
-def test_preparation_out_of_memory_gets_more() -> None:
-    life = Life()
+@pytest.mark.parametrize("resources", [{}, {"memory": "400Gi"}])
+def test_preparation_out_of_memory_gets_more(resources: dict[str, Any]) -> None:
+    life = Life(resources=resources)
     first = life.step(0).launch
-    pod = make_pod("prepare", exit_code=137, container_reason="OOMKilled")
+    pod = make_pod("prepare", exit_code=137, container_reason="OOMKilled", resources=resources)
     life.step(10, pod)
     second = life.step(11, pod).launch
     assert first is not None
