@@ -139,30 +139,9 @@ def make_pod_body(
         phase, state = "Running", {"running": {"startedAt": stamp(created + 1)}}
     if exit_code is not None:
         phase = "Succeeded" if exit_code == 0 else "Failed"
-        message = result.to_message() if isinstance(result, Result) else result or ""
-        state = {
-            "terminated": {
-                "exitCode": exit_code,
-                "reason": container_reason or ("Completed" if exit_code == 0 else "Error"),
-                "message": message,
-                "finishedAt": stamp(finished),
-            }
-        }
+        state = _terminated(exit_code, result, container_reason, finished)
     if waiting:
         state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
-    conditions = []
-    if unschedulable is not None or gated:
-        conditions.append(
-            {
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "SchedulingGated" if gated else "Unschedulable",
-                "message": unschedulable or "",
-                "lastTransitionTime": stamp(created),
-            }
-        )
-    if disruption:
-        conditions.append({"type": "DisruptionTarget", "status": "True", "reason": disruption})
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": "team",
@@ -198,10 +177,42 @@ def make_pod_body(
             "phase": phase,
             "reason": reason,
             "podIP": "10.0.0.1" if running else None,
-            "conditions": conditions,
+            "conditions": _conditions(created, unschedulable, disruption, gated=gated),
             "containerStatuses": [{"name": names.CONTAINER, "state": state}] if state else [],
         },
     }
+
+
+def _terminated(
+    exit_code: int, result: Result | str | None, reason: str, finished: float
+) -> dict[str, Any]:
+    return {
+        "terminated": {
+            "exitCode": exit_code,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            "message": result.to_message() if isinstance(result, Result) else result or "",
+            "finishedAt": stamp(finished),
+        }
+    }
+
+
+def _conditions(
+    created: float, unschedulable: str | None, disruption: str | None, *, gated: bool
+) -> list[dict[str, Any]]:
+    conditions = []
+    if unschedulable is not None or gated:
+        conditions.append(
+            {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "SchedulingGated" if gated else "Unschedulable",
+                "message": unschedulable or "",
+                "lastTransitionTime": stamp(created),
+            }
+        )
+    if disruption:
+        conditions.append({"type": "DisruptionTarget", "status": "True", "reason": disruption})
+    return conditions
 
 
 def make_pod(*arguments: Any, **options: Any) -> Pod:
