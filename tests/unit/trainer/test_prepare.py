@@ -242,6 +242,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
     "unknown layer": ({"adapter": {"lora": {"targetModules": ["q_porj"]}}}, Reason.CONFIG_INVALID, r'adapter.lora.targetModules: "q_porj" is no layer of the model: it has .*q_proj'),
     "output head": ({"adapter": {"lora": {"targetModules": ["lm_head"]}}}, Reason.CONFIG_INVALID, "lm_head is the output head"),
     "missing claim folder": ({"model": {"source": "pvc://models/huge"}}, Reason.MODEL_NOT_FOUND, "the claim models has no huge: it holds tiny"),
+    "missing ConfigMap": ({"dataset": {"source": "configmap://chats/rows.jsonl"}}, Reason.DATASET_NOT_FOUND, "the ConfigMap chats does not exist or is empty: put rows.jsonl there"),
     "missing file": ({"dataset": {"source": "pvc://data/nope.jsonl"}}, Reason.DATASET_NOT_FOUND, "the claim data has no nope.jsonl: it holds rows.jsonl"),
     "not a model": ({"model": {"source": "pvc://data/docs"}}, Reason.MODEL_NOT_FOUND, "model.source is pvc://data/docs, which holds no usable file: found notes.md"),
 }  # fmt: skip

@@ -34,12 +34,20 @@ def _locate(source: Source, wanted: Wanted, mounts: Path) -> Path:
     if origin.exists():
         return origin
     kind = {"pvc": "claim", "configmap": "ConfigMap"}[source.scheme]
-    there = _listing(sorted(path.name for path in root.iterdir())) if root.is_dir() else "nothing"
-    raise JobFailure(
-        wanted.missing,
-        f"{wanted.field} is {source.uri}, but the {kind} {source.place} has no {source.path}: "
-        f"it holds {there}.",
-    )
+    there = _visible(root)
+    if not there:
+        state = "is empty" if source.scheme == "pvc" else "does not exist or is empty"
+        found = f"the {kind} {source.place} {state}: put {source.path} there."
+    else:
+        found = f"the {kind} {source.place} has no {source.path}: it holds {_listing(there)}."
+    raise JobFailure(wanted.missing, f"{wanted.field} is {source.uri}, but {found}")
+
+
+def _visible(root: Path) -> list[str]:
+    """Return the names in a mounted volume, without the kubelet's own ..data and ..TIMESTAMP."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith(".."))
 
 
 def _names(origin: Path) -> list[str]:
