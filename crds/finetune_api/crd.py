@@ -202,6 +202,7 @@ def _columns() -> list[Schema]:
     return [
         _column("Method", ".spec.method"),
         _column("Phase", ".status.phase"),
+        _column("Reason", ".status.conditions[?(@.type=='Failed')].reason"),
         _column("Step", ".status.progress.steps"),
         _column("Loss", ".status.progress.loss", kind="number"),
         _column("Model", ".spec.model.source", wide=True),

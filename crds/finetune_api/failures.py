@@ -72,7 +72,9 @@ FAILURES: Final[dict[Reason, Failure]] = {
         _U, 66, "Check model.source: the organisation, the name, the revision, the path."
     ),
     Reason.DATASET_NOT_FOUND: Failure(_U, 67, "Check dataset.source and dataset.split."),
-    Reason.SOURCE_UNAVAILABLE: Failure(_T, 69, "The source did not answer; it is tried again."),
+    Reason.SOURCE_UNAVAILABLE: Failure(
+        _T, 69, "Check the network, the proxy and the address of the source."
+    ),
     Reason.INTERNAL_ERROR: Failure(
         _T, 70, "Read the trainer's log: kubectl logs on the pod of this attempt."
     ),
@@ -102,13 +104,12 @@ FAILURES: Final[dict[Reason, Failure]] = {
     Reason.CLAIM_NOT_FOUND: Failure(
         _U,
         None,
-        "Create the PersistentVolumeClaim in the job's namespace, delete the job and apply it"
-        " again.",
+        "Correct the name, or create the PersistentVolumeClaim, delete the job and apply it again.",
     ),
     Reason.SECRET_NOT_FOUND: Failure(
         _U,
         None,
-        "Create the Secret in the job's namespace, delete the job and apply it again.",
+        "Correct the name, or create the Secret, delete the job and apply it again.",
     ),
     Reason.PLAN_INFEASIBLE: Failure(
         _U, None, "Allow more or larger GPUs in resources, or use qlora."

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.api import CLAIMS, JOBS, PODS, Api, ApiError
 from finetune_operator.lifecycle import Decision, Event, Job, Pod, decide, rejected
 from finetune_operator.metrics import PHASES, RECONCILE_SECONDS, RECONCILES
@@ -257,12 +257,18 @@ def _log(key: Key, job: Job, decision: Decision) -> None:
         "launch": f"{launch.role}-{launch.number}" if launch else None,
         "delete": [pod.name for pod in decision.delete] or None,
         "expired": decision.delete_job or None,
+        "reason": next(
+            (one.reason for one in status.conditions if one.type is ConditionType.FAILED), None
+        ),
         "message": status.message,
     }
     known = {name: value for name, value in facts.items() if value is not None}
     known["detail"] = known.pop("message")
     change = f"{job.status.phase.value} -> {status.phase.value}"
-    logger.info("%s", change, extra=labels(key, **known))
+    failed = status.phase is Phase.FAILED
+    logger.log(
+        logging.WARNING if failed else logging.INFO, "%s", change, extra=labels(key, **known)
+    )
 
 
 def _event(job: Job, event: Event, now: datetime) -> dict[str, Any]:

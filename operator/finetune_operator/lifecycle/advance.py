@@ -44,7 +44,9 @@ def _suspend(draft: Draft) -> None:
         return
     if not draft.conditions.true(ConditionType.SUSPENDED):
         draft.event("Suspended", "Suspended: no pod is running.")
-    draft.say(Phase.SUSPENDED, "Suspended by runPolicy.suspend.")
+    checkpoint = draft.status.checkpoint
+    where = f" at step {checkpoint.step}" if checkpoint else ""
+    draft.say(Phase.SUSPENDED, f"Suspended{where}: set runPolicy.suspend to false to go on.")
     draft.update(start_time=None)
     draft.conditions.set(ConditionType.SUSPENDED, True, "Suspended", "runPolicy.suspend is true.")
     draft.conditions.clear(ConditionType.POD_PROBLEM, "Suspended")

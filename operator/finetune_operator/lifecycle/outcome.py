@@ -101,7 +101,9 @@ def _result(end: Termination | None) -> Result | None:
 def _said(result: Result | None) -> tuple[Reason, str] | None:
     if result is None or result.reason not in set(Reason):
         return None
-    return Reason(result.reason), result.message
+    # Another sentence may follow.
+    end = "" if result.message.endswith((".", "!", "?")) else "."
+    return Reason(result.reason), f"{result.message}{end}"
 
 
 def _last_words(end: Termination) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.failures import Reason
+from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.lifecycle.pods import Pod
 
 GRACE: Final = timedelta(seconds=20)
@@ -20,6 +21,12 @@ STUCK: Final = "PodStuck"
 
 _OVERDUE: Final = timedelta(seconds=60)
 """How long a deleted pod may outlive its deadline before it is worth a word."""
+
+_PREEMPTION: Final = re.compile(r"( no new claims to deallocate,)? preemption: .*")
+"""What the scheduler adds about pods that it could have evicted: of no use to the job's user."""
+
+_SLOW: Final = timedelta(seconds=60)
+"""How long a container may be made before it is worth a word."""
 
 _IMAGE: Final = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 _CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -76,6 +83,12 @@ def _waiting(pod: Pod, reason: str, message: str) -> Problem | None:
         if secret:
             return _missing(pod, Reason.SECRET_NOT_FOUND, "Secret", secret[1])
         return Problem(reason, f"Pod {pod.name} cannot start its container: {message or reason}.")
+    if reason == "ContainerCreating":
+        text = (
+            f"Pod {pod.name} still pulls its image or waits for a volume:"
+            f" kubectl describe pod {pod.name} -n {pod.namespace} tells more."
+        )
+        return Problem(reason, text, report_at=pod.created + _SLOW)
     return None
 
 
@@ -84,13 +97,30 @@ def _unschedulable(pod: Pod, message: str, since: datetime) -> Problem:
         return _missing(pod, Reason.CLAIM_NOT_FOUND, "PersistentVolumeClaim", pod.missing_claim)
     return Problem(
         "Unschedulable",
-        f"No node takes pod {pod.name}: {message}",
+        f"No node takes pod {pod.name}: {_PREEMPTION.sub('', message)}",
         report_at=since + SETTLING,
     )
 
 
 def _missing(pod: Pod, reason: Reason, kind: str, name: str) -> Problem:
-    message = (
-        f"{kind} {name} does not exist in namespace {pod.namespace}, and pod {pod.name} needs it."
-    )
+    field = _field_that_names(pod.config.spec, kind, name)
+    message = f"{field} is {name}, but namespace {pod.namespace} has no {kind} of that name."
     return Problem(reason.value, message, fatal=True)
+
+
+def _field_that_names(spec: FineTuneJobSpec, kind: str, name: str) -> str:
+    if kind == "Secret":
+        fields = {"model.secret": spec.model.secret, "dataset.secret": spec.dataset.secret}
+    else:
+        fields = {
+            "output.claim": spec.output.claim,
+            "resources.workspace.claim": spec.resources.workspace.claim,
+            "The claim of model.source": _claim_of(spec.model.source),
+            "The claim of dataset.source": _claim_of(spec.dataset.source or ""),
+        }
+    return next((field for field, named in fields.items() if named == name), f"A {kind}")
+
+
+def _claim_of(source: str) -> str | None:
+    scheme, _, rest = source.partition("://")
+    return rest.partition("/")[0] if scheme == "pvc" else None

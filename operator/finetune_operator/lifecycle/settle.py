@@ -10,7 +10,7 @@ from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.outcome import Outcome, outcome_of
 from finetune_operator.lifecycle.retry import MOST_FRUITLESS, fruitless
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
-from finetune_operator.status import final_progress
+from finetune_operator.status import final_progress, stopped_progress
 
 SPEC_CHANGED: Final = "The spec was changed before there was a plan."
 _IN_VAIN: Final = (
@@ -115,6 +115,11 @@ def _record(
     step = result.step if result is not None else None
     if step is None and progress is not None and attempt.role == names.TRAINER_ROLE:
         step = progress.step
+    if outcome.reason is Reason.PREEMPTED and result is not None and result.step is not None:
+        # The trainer wrote a checkpoint before it ended.
+        draft.update(
+            checkpoint=Checkpoint(step=result.step), progress=stopped_progress(progress, result)
+        )
     draft.close(
         attempt,
         state=state,
@@ -162,7 +167,7 @@ def _complete(draft: Draft, result: Result) -> None:
         finish_time=draft.stamp,
         artifact=artifact,
         progress=final_progress(draft.status.progress, result),
-        checkpoint=draft.status.checkpoint or _checkpoint(result),
+        checkpoint=_checkpoint(result) or draft.status.checkpoint,
     )
     draft.conditions.clear(ConditionType.POD_PROBLEM, "Succeeded")
     draft.event("Succeeded", where)

@@ -221,6 +221,14 @@ def _host_memory(preparation: Preparation, processes: int) -> float:
     return processes * (4 + 1.2 * preparation.model.weights_bytes / 2**30) + 4
 
 
+def _host_memory_reason(spec: FineTuneJobSpec, memory: Memory) -> str:
+    asked = spec.resources.memory
+    if asked is None:
+        return f"Memory: the estimate of {memory.total:.1f} GiB, a quarter more, and 1 GiB."
+    below = ", which is below the estimate of" if to_gib(asked) < memory.total else "; estimated"
+    return f"Memory {asked}: as asked for{below} {memory.total:.1f} GiB."
+
+
 def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> Plan:
     precision = _precision(spec, "float32")
     if precision == "float8":
@@ -257,6 +265,6 @@ def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> P
         memory=memory,
         reasons=[
             "CPU: resources.gpu.count is 0.",
-            f"Memory: the estimate of {memory.total:.1f} GiB and a quarter more.",
+            _host_memory_reason(spec, memory),
         ],
     )

@@ -1,4 +1,4 @@
-"""The progress of a job that has succeeded."""
+"""The progress of an attempt that has ended, by its result."""
 
 from finetune_api.status import Progress
 from finetune_api.trainer import Result
@@ -22,5 +22,22 @@ def final_progress(progress: Progress | None, result: Result) -> Progress:
             "eval_loss_before": metrics.get("eval_loss_before", before.eval_loss_before),
             "tokens_per_second": result.measured.get("tokens_per_second", before.tokens_per_second),
             "eta_seconds": 0,
+        }
+    )
+
+
+def stopped_progress(progress: Progress | None, result: Result) -> Progress | None:
+    """Return the progress at the checkpoint that a stopped trainer left; None if none was seen."""
+    if progress is None or result.step is None:
+        return progress
+    total = progress.total_steps
+    steps = f"{result.step}/{total}" if total else progress.steps
+    return progress.model_copy(
+        update={
+            "step": result.step,
+            "steps": steps,
+            "checkpoint_step": result.step,
+            "eta_seconds": None,
+            "tokens_per_second": None,
         }
     )

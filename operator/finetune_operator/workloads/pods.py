@@ -39,6 +39,7 @@ def prepare_pod(
     container["envFrom"] = source_secrets(config.spec)
     container["volumeMounts"] += [*_storage_mounts(config), *mounts]
     container["resources"] = _resources(_PREPARE_CPU, memory, gpus=0)
+    volumes = [*_scratch_volumes(), *_storage_volumes(config), *volumes]
     return _pod(
         config,
         names.PREPARE_ROLE,
@@ -46,7 +47,7 @@ def prepare_pod(
         spec={
             "terminationGracePeriodSeconds": _PREPARE_GRACE_SECONDS,
             "containers": [container],
-            "volumes": [*_scratch_volumes(), *_storage_volumes(config), *volumes],
+            "volumes": _one_volume_per_claim(volumes, container),
         },
     )
 
@@ -64,7 +65,9 @@ def trainer_pod(
     spec: Object = {
         "terminationGracePeriodSeconds": _TRAINER_GRACE_SECONDS,
         "containers": [container],
-        "volumes": [*_scratch_volumes(), *_storage_volumes(config)],
+        "volumes": _one_volume_per_claim(
+            [*_scratch_volumes(), *_storage_volumes(config)], container
+        ),
     }
     if plan.nodes > 1:
         spec["hostname"] = pod_name(config.name, names.TRAINER_ROLE, config.attempt, rank)
@@ -185,6 +188,24 @@ def _scratch_volumes() -> list[Object]:
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
         {"name": "config", "downwardAPI": {"items": [config]}},
     ]
+
+
+def _one_volume_per_claim(volumes: list[Object], container: Object) -> list[Object]:
+    """Return the volumes with each claim once, and point the container's mounts at them.
+
+    A claim may be source, workspace and output at once; the kubelet waits for ever for a pod that
+    has it as two volumes.
+    """
+    kept: dict[str, Object] = {}
+    renamed: dict[str, str] = {}
+    for volume in volumes:
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        first = kept.setdefault(f"claim {claim}" if claim else volume["name"], volume)
+        renamed[volume["name"]] = first["name"]
+    container["volumeMounts"] = [
+        mount | {"name": renamed[mount["name"]]} for mount in container["volumeMounts"]
+    ]
+    return list(kept.values())
 
 
 def _storage_volumes(config: TrainerConfig) -> list[Object]:

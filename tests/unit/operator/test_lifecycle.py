@@ -346,6 +346,8 @@ def test_suspend_stops_and_resume_continues() -> None:
     assert life.phase == "Suspended"
     assert life.attempts()[-1][2] == "Stopped"
     assert life.body["status"]["attempts"][-1]["step"] == 12
+    assert life.body["status"]["checkpoint"] == {"step": 12}
+    assert life.body["status"]["message"].startswith("Suspended at step 12")
     assert "startTime" not in life.body["status"]
 
     life.edit(runPolicy={"suspend": False, "backoffLimit": 0})
@@ -648,3 +650,14 @@ def test_multi_node_attempt_succeeds_when_all_its_pods_have() -> None:
 
 def test_default_spec_is_what_the_builders_say() -> None:
     assert make_spec().run_policy.backoff_limit == 3
+
+
+def test_a_pod_that_is_made_for_long_is_told() -> None:
+    life = Life()
+    life.step(0)
+    pod = make_pod("prepare", waiting=("ContainerCreating", ""))
+    life.step(30, pod)
+    assert life.condition("PodProblem").get("status") != "True"
+    life.step(61, pod)
+    assert life.condition("PodProblem")["reason"] == "ContainerCreating"
+    assert "waits for a volume" in life.body["status"]["message"]

@@ -215,3 +215,19 @@ def test_pull_secrets(role: str) -> None:
 
 def test_one_node_needs_no_service() -> None:
     assert [body["kind"] for body in make_children("trainer")] == ["Pod"]
+
+
+@pytest.mark.parametrize("role", ["prepare", "trainer"])
+def test_a_claim_is_one_volume_however_often_it_is_mounted(role: str) -> None:
+    pod = pod_of(
+        role,
+        model={"source": "pvc://shared/base"},
+        dataset={"source": "pvc://shared/rows.jsonl"},
+        resources={"workspace": {"claim": "shared"}},
+        output={"claim": "shared"},
+    )
+    claims = [v for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    assert [v["persistentVolumeClaim"]["claimName"] for v in claims] == ["shared"]
+    paths = [names.WORKSPACE_DIR, names.OUTPUT_DIR]
+    paths += ["/sources/pvc/shared"] if role == "prepare" else []
+    assert {mounts_of(pod)[path] for path in paths} == {claims[0]["name"]}
