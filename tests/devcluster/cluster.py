@@ -282,8 +282,8 @@ class Cluster:
         if any(Cluster(previous, self.settings).states().values()):
             raise ClusterError(
                 f"this machine's one node is in use by the cluster {previous.name!r} in "
-                f"{previous.state}: stop it with `python -m devcluster down --name "
-                f"{previous.name}`"
+                f"{previous.state}: stop it with `make demo-down` or with"
+                f" `python -m devcluster down --name {previous.name}`"
             )
         Cluster(previous, self.settings).down()
 

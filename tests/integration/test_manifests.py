@@ -271,10 +271,11 @@ def test_kubectl_explains_every_field(control_plane: Cluster, jobs: Jobs) -> Non
 
 def test_kubectl_shows_a_job_at_a_glance(control_plane: Cluster, jobs: Jobs, planned: str) -> None:
     head, row = control_plane.kubectl("get", "ftj", planned).splitlines()
-    assert head.split() == ["NAME", "METHOD", "PHASE", "STEP", "LOSS", "AGE"]
-    assert row.split()[:5] == ["planned", "grpo", "Running", "24/40", "1.2346"]
+    assert head.split() == ["NAME", "METHOD", "PHASE", "REASON", "STEP", "LOSS", "AGE"]
+    # The reason of the condition Failed, which is False in this sample.
+    assert row.split()[:6] == ["planned", "grpo", "Running", "AsExpected", "24/40", "1.2346"]
     wide = control_plane.kubectl("get", "finetunejobs", planned, "-o", "wide").splitlines()[0]
-    assert wide.split()[5:] == ["MODEL", "PLAN", "TOKENS/S", "ETA(S)", "MESSAGE", "AGE"]
+    assert wide.split()[6:] == ["MODEL", "PLAN", "TOKENS/S", "ETA(S)", "MESSAGE", "AGE"]
 
 
 def test_jobs_are_found_by_phase_and_method(control_plane: Cluster, planned: str) -> None:

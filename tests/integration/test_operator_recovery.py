@@ -187,7 +187,7 @@ def test_what_the_job_names_does_not_exist(
         kubelet.unschedulable("job-prepare-1", words)
     else:
         kubelet.wait("job-prepare-1", "CreateContainerConfigError", 'secret "hub" not found')
-    wait_for(lambda: "has no PersistentVolumeClaim" in server.job("job")["status"]["message"])
+    wait_for(lambda: "but namespace" in server.job("job")["status"]["message"])
     status = server.wait_for_phase("job", "Failed", seconds=30)
     reason = {"claim": "ClaimNotFound", "secret": "SecretNotFound"}[missing]
     assert [c["reason"] for c in status["conditions"] if c["type"] == "Failed"] == [reason]

@@ -24,6 +24,11 @@ class Device:
         """Whether matrix products run in bfloat16."""
         return self.dtype is torch.bfloat16
 
+    @property
+    def name(self) -> str:
+        """The GPU's model, or cpu."""
+        return torch.cuda.get_device_name() if self.cuda else "cpu"
+
 
 def choose_device(plan: Plan, training: Training) -> Device:
     """Return the plan's device. Raises JobFailure when CUDA does not see the plan's GPUs.

@@ -25,10 +25,10 @@ def check_output(config: TrainerConfig, paths: Paths) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         owner = _marker(target)
         if owner.get("uid") != config.uid:
-            made = f"by the FineTuneJob {owner['name']}" if "name" in owner else "by something else"
             raise JobFailure(
                 Reason.OUTPUT_CONFLICT,
-                f"{place} is taken {made}: choose another output.path, or delete what is there.",
+                f"{place} is taken by {_named(owner, config)}: choose another output.path, or "
+                "delete what is there.",
             )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,13 @@ def finished_result(config: TrainerConfig, paths: Paths) -> Result | None:
     if marker.get("uid") != config.uid:
         return None
     return Result.model_validate(marker["result"])
+
+
+def _named(owner: dict[str, Any], config: TrainerConfig) -> str:
+    if "name" not in owner:
+        return "something else"
+    article = "an earlier" if owner["name"] == config.name else "the"
+    return f"{article} FineTuneJob {owner['name']}"
 
 
 def _marker(target: Path) -> dict[str, Any]:

@@ -44,6 +44,13 @@ def configure(level: int = logging.INFO) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Says at each import that an optional kernel is not there.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed sets its level and handler when it is imported; a filter stays.
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell DeepSpeed's other messages from the one that there is no GPU, which the plan says."""
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def quiet_libraries() -> None:

@@ -31,7 +31,7 @@ from finetune_trainer.methods import sft
 from finetune_trainer.methods.supported import check_supported
 from finetune_trainer.metrics_log import BEFORE, MetricsLog
 from finetune_trainer.model import load_model
-from finetune_trainer.model_card import model_card
+from finetune_trainer.model_card import Trained, model_card
 from finetune_trainer.paths import Paths
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.samples import answer
@@ -208,12 +208,28 @@ class Training:
         facts = saved_facts(self.paths.data)
         if facts is not None:
             parts = [part for _, part in parts_of(self.config.spec)]
-            rate = sft.learning_rate(self.config.spec)
-            card = model_card(self.config, base, parts, facts, self.metrics.summary(), rate)
+            card = model_card(self.config, base, parts, facts, self._trained())
             (folder / "README.md").write_text(card)
         export.write_metrics(self.paths.metrics, folder)
         if self.config.spec.evaluation.sample_prompts:
             self._write_samples(folder)
+
+    def _trained(self) -> Trained:
+        state, arguments = self.trainer.state, self.trainer.args
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        count = f"{arguments.world_size} x " if arguments.world_size > 1 else ""
+        return Trained(
+            metrics=self.metrics.summary(),
+            learning_rate=sft.learning_rate(self.config.spec),
+            steps=state.global_step,
+            batch=batch * arguments.world_size,
+            epochs=state.epoch,
+            # Not steps times batch: an epoch's last batch may be smaller.
+            rows_seen=round(state.epoch * len(self.trainer.train_dataset)),
+            device=f"{count}{self.device.name}",
+            dtype=str(self.device.dtype).removeprefix("torch."),
+            tokens_per_second=self.board.tokens_per_second,
+        )
 
     def _write_samples(self, folder: Path) -> None:
         before = read_json(self.paths.answers_before)

@@ -1,6 +1,7 @@
 """What the process makes of errors, of its CPUs and of its command line."""
 
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -67,6 +68,21 @@ def test_help_and_a_missing_config_do_not_load_torch(tmp_path: Path) -> None:
     assert ended.returncode == 64
     assert "--config /none/job.json cannot be read" in log.read_text()
     assert time.monotonic() - started < 6
+
+
+def test_logs_start_without_news_of_libraries() -> None:
+    script = (
+        "from finetune_trainer import logs; logs.configure(); import logging;"
+        "from deepspeed.accelerator import get_accelerator; get_accelerator();"
+        "logging.getLogger('DeepSpeed').warning('something else')"
+    )
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=hidden
+    )
+    written = result.stdout + result.stderr
+    assert "Setting accelerator" not in written
+    assert "something else" in written
 
 
 def test_a_torn_line_of_the_metrics_log_is_forgotten(tmp_path: Path) -> None:

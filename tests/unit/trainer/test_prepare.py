@@ -183,7 +183,7 @@ CHAT_ROW = chat_rows(1)[0]
 
 BAD_DATA: dict[str, tuple[list[Any] | str, dict[str, Any], Reason, str]] = {
     "empty": ([], {}, Reason.DATA_INVALID, "split train of pvc://data/rows.jsonl is empty: expected rows."),
-    "not JSON": ('{"text": "a"}\n{"text"\n', {}, Reason.DATA_INVALID, "line 2 of rows.jsonl is not valid JSON"),
+    "not JSON": ('{"text": "a"}\n{"text"\n', {}, Reason.DATA_INVALID, r"line 2 of rows.jsonl is not valid JSON \(Expecting ':' delimiter at character 8\): correct the file"),
     "no object": ("3\n", {}, Reason.DATA_INVALID, "row 1 of rows.jsonl is a number, expected an object with columns"),
     "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, Reason.DATA_INVALID, r"look like paired preferences \(prompt, chosen, rejected\), which method dpo or kto or orpo or reward needs; method sft needs .*\(messages\)"),
     "several nodes": ([{"text": "a"}], {"resources": {"nodes": 2, "gpu": {"count": 2}, "workspace": {"accessMode": "ReadWriteMany"}}}, Reason.CONFIG_INVALID, "resources.nodes is 2, but this trainer version runs on one node"),
@@ -197,6 +197,8 @@ BAD_DATA: dict[str, tuple[list[Any] | str, dict[str, Any], Reason, str]] = {
     "missing": ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], {}, Reason.DATA_INVALID, "row 2 of rows.jsonl: column completion is missing"),
     "no messages": ([{"messages": []}], {}, Reason.DATA_INVALID, "column messages is an empty list"),
     "no role": ([{"messages": [{"content": "a"}]}], {}, Reason.DATA_INVALID, r"messages\[0\] has no role; found content"),
+    "unknown role": ([CHAT_ROW] * 8 + [{"messages": [{"role": "customer", "content": "a"}]}], {}, Reason.DATA_INVALID, r"^row 9 of rows.jsonl: messages\[0\].role is 'customer', expected system, user, assistant or tool; correct or remove the row"),
+    "unknown role in ShareGPT": ([{"conversations": [{"from": "customer", "value": "a"}]}], {}, Reason.DATA_INVALID, r"conversations\[0\].from is 'customer', expected"),
     "no answer": ([{"messages": [{"role": "user", "content": "a"}]}], {}, Reason.DATA_INVALID, "has no turn of the assistant"),
     "image": ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], {}, Reason.DATA_INVALID, r"messages\[0\].content is a list, expected text: only text is trained"),
     "template refuses": ([CHAT_ROW], {"model": {"source": "pvc://models/tiny", "chatTemplate": "{{ raise_exception('roles must alternate') }}"}}, Reason.DATA_INVALID, r"row 1 of rows.jsonl: the chat template refuses the messages \(roles must alternate\)"),
@@ -327,4 +329,7 @@ def test_a_taken_output_path_is_a_conflict(site: Site) -> None:
     assert "output.path tiny of claim out is taken by something else" in failure.message
     owner = {"uid": "another", "name": "first", "namespace": "test", "result": {}}
     (site.artifact / ".finetune-job.json").write_text(json.dumps(owner))
-    assert "is taken by the FineTuneJob first" in failure_of(site).message
+    assert "is taken by the FineTuneJob first:" in failure_of(site).message
+    # A job that was deleted and created again under the same name.
+    (site.artifact / ".finetune-job.json").write_text(json.dumps(owner | {"name": "tiny"}))
+    assert "is taken by an earlier FineTuneJob tiny:" in failure_of(site).message

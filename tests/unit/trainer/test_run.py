@@ -63,6 +63,16 @@ def test_an_adapter_and_its_merged_model_load_and_answer_alike(site: Site) -> No
     card = (site.artifact / "README.md").read_text()
     assert f"| held-out loss | {result.metrics['eval_loss_before']:.4f} |" in card
     assert "pvc://data/rows.jsonl, split train" in card
+    speed = round(result.measured["tokens_per_second"])
+    assert (
+        "40 steps of 4 rows: 160 rows seen, 4.44 epochs, on cpu in float32, "
+        f"{speed} tokens per second."
+    ) in card
+    assert 'AutoModelForCausalLM.from_pretrained("PATH/merged")' in card
+    hyperparameters = json.loads(card.split("```json")[1].split("```")[0])
+    assert hyperparameters["training"]["maxSteps"] == 40
+    assert hyperparameters["training"]["precision"] == "float32"
+    assert "epochs" not in hyperparameters["training"]
 
 
 def test_full_fine_tuning_hands_over_a_model(site: Site) -> None:

@@ -13,7 +13,10 @@ Message = dict[str, Any]
 """One turn: role, content and whatever else the chat template reads, such as tool_calls."""
 
 # ShareGPT's names of the roles.
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+# Templates pass over roles that they do not know, or write them out as they are. The last three
+# are names that families of models give the results of tools.
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"}
 
 
 class RowError(Exception):
@@ -142,6 +145,9 @@ def _message(turn: Any, place: str) -> Message:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str):
         raise RowError(f"{place} has no role; found {', '.join(turn) or 'nothing'}")
+    if _ALIASES.get(role, role) not in _ROLES:
+        key = "role" if "role" in turn else "from"
+        raise RowError(f"{place}.{key} is '{role}', expected system, user, assistant or tool")
     content = _joined(content, place)
     if content is None and not turn.get("tool_calls"):
         raise RowError(f"{place}.content is missing, expected text")
@@ -151,7 +157,7 @@ def _message(turn: Any, place: str) -> Message:
         # Parquet fills what a turn lacks with nulls; templates test for absence.
         if key not in {"role", "from", "content", "value"} and value is not None
     }
-    return {"role": _ROLES.get(role, role), "content": content or "", **others}
+    return {"role": _ALIASES.get(role, role), "content": content or "", **others}
 
 
 def _joined(content: Any, place: str) -> str | None:

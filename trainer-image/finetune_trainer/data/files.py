@@ -133,9 +133,15 @@ def _json_lines(stream: TextIO, name: str) -> Iterator[Row]:
             continue
         number += 1
         try:
-            values = json.loads(text)
+            # Without the line's end, past which a line that is cut off would be said to be wrong.
+            values = json.loads(text.rstrip())
+        except json.JSONDecodeError as error:
+            raise _invalid(
+                f"line {line} of {name} is not valid JSON ({error.msg} at character "
+                f"{error.pos + 1})"
+            ) from error
         except ValueError as error:
-            raise _invalid(f"line {line} of {name} is not valid JSON ({error})") from error
+            raise _invalid(f"line {line} of {name} cannot be read ({error})") from error
         yield _row(name, number, values)
 
 
