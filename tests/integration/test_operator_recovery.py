@@ -188,7 +188,7 @@ def test_what_the_job_names_does_not_exist(
     else:
         kubelet.wait("job-prepare-1", "CreateContainerConfigError", 'secret "hub" not found')
     wait_for(lambda: "but namespace" in server.job("job")["status"]["message"])
-    status = server.wait_for_phase("job", "Failed", seconds=30)
+    status = server.wait_for_phase("job", "Failed", seconds=60)
     reason = {"claim": "ClaimNotFound", "secret": "SecretNotFound"}[missing]
     assert [c["reason"] for c in status["conditions"] if c["type"] == "Failed"] == [reason]
     wait_for(lambda: server.pod("job-prepare-1") is None)
