@@ -41,6 +41,7 @@ class Reason(StrEnum):
     GPU_OUT_OF_MEMORY = "GpuOutOfMemory"
     HOST_OUT_OF_MEMORY = "HostOutOfMemory"
     TRAINING_UNSTABLE = "TrainingUnstable"
+    ROLLED_BACK = "RolledBack"
     INTERNAL_ERROR = "InternalError"
     KILLED = "Killed"
     NODE_LOST = "NodeLost"
@@ -99,6 +100,12 @@ FAILURES: Final[dict[Reason, Failure]] = {
     ),
     Reason.TRAINING_UNSTABLE: Failure(
         _U, 81, "Lower training.learningRate, and look at status.stability for the rule that fired."
+    ),
+    Reason.ROLLED_BACK: Failure(
+        _A,
+        82,
+        "Training goes on from the last good checkpoint, past the bad data and with a lower"
+        " learning rate.",
     ),
     Reason.HOST_OUT_OF_MEMORY: Failure(_A, None, "Make a new job with more resources.memory."),
     Reason.CLAIM_NOT_FOUND: Failure(

@@ -28,6 +28,8 @@ class Phase(StrEnum):
 class ConditionType(StrEnum):
     """The closed set of condition types."""
 
+    SOURCES_READY = "SourcesReady"
+    """The jobs that this one starts from have made their models."""
     PREPARED = "Prepared"
     """Model and data are in the workspace and fit the method."""
     PLANNED = "Planned"
@@ -279,6 +281,32 @@ class Artifact(ApiModel):
     """Size of all files."""
 
 
+class ModelStart(ApiModel):
+    """A model that another FineTuneJob made, resolved to where its parts are."""
+
+    base: str
+    """The model whose weights are loaded: hf://, pvc:// or s3://."""
+    secret: str | None = None
+    """Secret for the base."""
+    merge: list[str] = Field(default=[], max_length=16)
+    """Adapters, as pvc://, that are merged into the base, in this order."""
+    adapter: str | None = None
+    """Adapter, as pvc://, that training continues."""
+
+
+class Rollback(ApiModel):
+    """One return to an earlier checkpoint."""
+
+    rule: str
+    """Stability rule that fired."""
+    step: int = Field(ge=1)
+    """Step at which it fired; training goes on after it, its data is not seen again."""
+    to_step: int = Field(ge=0)
+    """Step of the checkpoint whose weights training goes on from."""
+    learning_rate_factor: float = Field(gt=0, le=1)
+    """Factor on the learning rate from then on, over all rollbacks so far."""
+
+
 class FineTuneJobStatus(ApiModel):
     """What the operator knows about the job."""
 
@@ -298,6 +326,8 @@ class FineTuneJobStatus(ApiModel):
     """When the job first became active, or active again after a suspension."""
     finish_time: datetime | None = None
     """When it succeeded or failed."""
+    starts: dict[str, ModelStart] = Field(default={}, max_length=16)
+    """What each source of the form job://NAME stood for when the job began, by that source."""
     preparation: Preparation | None = None
     """Facts that the plan rests on."""
     plan: Plan | None = None
@@ -306,6 +336,8 @@ class FineTuneJobStatus(ApiModel):
     """Where training is."""
     stability: Stability | None = None
     """What the stability guard says."""
+    rollbacks: list[Rollback] = Field(default=[], max_length=10)
+    """Returns to an earlier checkpoint, oldest first (stability.policy Rollback)."""
     attempts: list[Attempt] = Field(default=[], max_length=64)
     """Every try, oldest first; the oldest are dropped beyond 64."""
     failures: int = Field(default=0, ge=0)

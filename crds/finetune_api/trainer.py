@@ -10,7 +10,15 @@ from finetune_api import names
 from finetune_api.base import ApiModel, Measurements
 from finetune_api.failures import FAILURES, Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Artifact, Plan, Preparation, Progress, Stability
+from finetune_api.status import (
+    Artifact,
+    ModelStart,
+    Plan,
+    Preparation,
+    Progress,
+    Rollback,
+    Stability,
+)
 
 _READABLE_LENGTH = 256
 """A message cut to fewer characters says too little: numbers are dropped before."""
@@ -33,6 +41,10 @@ class TrainerConfig(ApiModel):
     """The plan; unset for preparation."""
     preparation: Preparation | None = None
     """Facts from preparation; unset for preparation itself."""
+    starts: dict[str, ModelStart] = Field(default={})
+    """What each source of the form job://NAME stands for, by that source."""
+    rollbacks: list[Rollback] = Field(default=[])
+    """Returns to an earlier checkpoint so far; the last may not have been carried out yet."""
 
 
 class Result(ApiModel):
@@ -53,6 +65,10 @@ class Result(ApiModel):
     """Facts from preparation."""
     artifact: Artifact | None = None
     """The model that was made."""
+    stability: Stability | None = None
+    """What the stability guard says at the end."""
+    rollback: Rollback | None = None
+    """With reason RolledBack: what the next attempt has to do."""
 
     @classmethod
     def succeeded(cls, **fields: Any) -> Self:

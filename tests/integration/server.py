@@ -91,6 +91,11 @@ class Server:
         """Return a job."""
         return self.request("GET", f"{JOBS.format(self.namespace)}/{name}")
 
+    def message(self, name: str) -> str:
+        """Return what a job's status says; nothing before there is one."""
+        status = self.job(name).get("status", {})
+        return str(status.get("message", ""))
+
     def job_or_none(self, name: str) -> Body | None:
         """Return a job, or None when there is none."""
         try:

@@ -187,7 +187,7 @@ def test_what_the_job_names_does_not_exist(
         kubelet.unschedulable("job-prepare-1", words)
     else:
         kubelet.wait("job-prepare-1", "CreateContainerConfigError", 'secret "hub" not found')
-    wait_for(lambda: "but namespace" in server.job("job")["status"]["message"])
+    wait_for(lambda: "but namespace" in server.message("job"))
     status = server.wait_for_phase("job", "Failed", seconds=60)
     reason = {"claim": "ClaimNotFound", "secret": "SecretNotFound"}[missing]
     assert [c["reason"] for c in status["conditions"] if c["type"] == "Failed"] == [reason]
@@ -215,9 +215,9 @@ def test_pod_that_cannot_start_is_told(
     server.create_job("job")
     server.wait_for_pod("job-prepare-1")
     kubelet.wait("job-prepare-1", "ErrImagePull", "registry.example: no such host")
-    wait_for(lambda: "no such host" in server.job("job")["status"]["message"])
+    wait_for(lambda: "no such host" in server.message("job"))
     kubelet.run("job-prepare-1")
-    wait_for(lambda: "no such host" not in server.job("job")["status"]["message"])
+    wait_for(lambda: "no such host" not in server.message("job"))
 
 
 def test_over_quota_is_told_and_got_over(

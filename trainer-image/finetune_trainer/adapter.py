@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from finetune_api.failures import Reason
-from finetune_api.spec import Adapter, Lora
+from finetune_api.spec import Adapter, Lora, Method
 from finetune_api.trainer import JobFailure
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ALL_LINEAR = ["all-linear"]
 
 
-def lora_config(adapter: Adapter) -> "LoraConfig | None":
+def lora_config(adapter: Adapter, method: Method) -> "LoraConfig | None":
     """Return PEFT's configuration, or None when all weights are trained."""
     from peft import LoraConfig
 
@@ -26,7 +26,7 @@ def lora_config(adapter: Adapter) -> "LoraConfig | None":
     targets = lora.target_modules
     alpha = float(lora.alpha)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if method is Method.REWARD else "CAUSAL_LM",
         r=lora.rank,
         # A float works, and vLLM wants a whole number where it is one.
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]

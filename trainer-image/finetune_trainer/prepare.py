@@ -15,7 +15,7 @@ from finetune_trainer.data.lengths import max_length
 from finetune_trainer.durable import read_json, remove, write_json
 from finetune_trainer.export import check_output, finished_result
 from finetune_trainer.logs import fields
-from finetune_trainer.methods import sft
+from finetune_trainer.methods import module_of
 from finetune_trainer.methods.extra import check_extra
 from finetune_trainer.methods.supported import check_supported
 from finetune_trainer.paths import Paths
@@ -37,8 +37,7 @@ def prepare(config: TrainerConfig, paths: Paths) -> Result:
     """
     spec = config.spec
     check_supported(spec, None)
-    check_extra(spec.training.extra, sft.CONFIGURATION)
-    sft.check_extra_values(spec.training.extra)
+    check_extra(spec.training.extra, module_of(spec.method).CONFIGURATION)
     _check_evaluation(spec)
     if finished_result(config, paths) is None:
         check_output(config, paths)

@@ -27,7 +27,8 @@ from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows, parts_of, save
 from finetune_trainer.device import Device, choose_device, measured_memory
 from finetune_trainer.durable import read_json, write_json
 from finetune_trainer.logs import fields
-from finetune_trainer.methods import sft
+from finetune_trainer.methods import module_of
+from finetune_trainer.methods.setup import Setup, learning_rate
 from finetune_trainer.methods.supported import check_supported
 from finetune_trainer.metrics_log import BEFORE, MetricsLog
 from finetune_trainer.model import load_model
@@ -73,13 +74,18 @@ def build(
         raise JobFailure(
             Reason.CONFIG_INVALID, "the workspace holds no prepared data: run prepare first."
         )
-    held_out = load_rows(paths.data, EVAL)
-    tokenizer = load_tokenizer(paths.model, config.spec.model)
-    arguments = sft.arguments(
-        config.spec, plan, device, paths, facts.max_tokens, held_out=held_out is not None
+    setup = Setup(
+        config=config,
+        plan=plan,
+        device=device,
+        paths=paths,
+        model=load_model(paths.model, config.spec, device),
+        tokenizer=load_tokenizer(paths.model, config.spec.model),
+        train=train,
+        held_out=load_rows(paths.data, EVAL),
+        longest=facts.max_tokens,
     )
-    model = load_model(paths.model, config.spec, device)
-    trainer = sft.build_trainer(config, arguments, model, tokenizer, (train, held_out))
+    trainer = setup.finish(module_of(config.spec.method).build(setup))
     metrics = MetricsLog(paths.metrics)
     checkpoints = Checkpoints(paths.checkpoints, config.spec.training.checkpoint.keep)
     trainer.use_checkpoints(checkpoints, metrics)
@@ -88,7 +94,7 @@ def build(
         "model is loaded",
         extra=fields(device=str(trainer.args.device), dtype=str(device.dtype), rows=len(train)),
     )
-    return Training(config, paths, board, device, trainer, tokenizer, metrics, checkpoints)
+    return Training(config, paths, board, device, trainer, setup.tokenizer, metrics, checkpoints)
 
 
 @dataclass
@@ -220,7 +226,7 @@ class Training:
         count = f"{arguments.world_size} x " if arguments.world_size > 1 else ""
         return Trained(
             metrics=self.metrics.summary(),
-            learning_rate=sft.learning_rate(self.config.spec),
+            learning_rate=learning_rate(self.config.spec),
             steps=state.global_step,
             batch=batch * arguments.world_size,
             epochs=state.epoch,

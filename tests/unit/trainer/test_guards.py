@@ -1,9 +1,10 @@
 """What must hold whatever a job says."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from datasets import Dataset
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.failures import Reason
@@ -13,6 +14,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.device import choose_device
 from finetune_trainer.methods import sft
 from finetune_trainer.methods.extra import OWNED
+from finetune_trainer.methods.setup import Setup
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.paths import Paths
 from finetune_trainer.progress import ProgressBoard
@@ -21,12 +23,31 @@ from unit.trainer.builders import make_config, make_plan
 
 def test_what_we_set_is_owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A field that both we and training.extra set would fail only once GPUs are taken."""
+    given: dict[str, Any] = {}
+
+    def trainer(*, args: dict[str, Any], **_: object) -> None:
+        given.update(args)
+
     monkeypatch.setattr(sft, "SFTConfig", dict)
-    spec, plan = make_config().spec, make_plan()
-    device = choose_device(plan, spec.training)
-    paths = Paths(tmp_path, tmp_path, tmp_path)
-    given: Any = sft.arguments(spec, plan, device, paths, 10, held_out=True)
+    monkeypatch.setattr(sft, "ResumableSftTrainer", trainer)
+    sft.build(_setup(tmp_path))
+    assert given
     assert given.keys() - OWNED.keys() == set()
+
+
+def _setup(folder: Path) -> Setup:
+    config, plan, nothing = make_config(), make_plan(), Dataset.from_dict({})
+    return Setup(
+        config=config,
+        plan=plan,
+        device=choose_device(plan, config.spec.training),
+        paths=Paths(folder, folder, folder),
+        model=cast("Any", None),
+        tokenizer=cast("Any", None),
+        train=nothing,
+        held_out=nothing,
+        longest=10,
+    )
 
 
 @pytest.mark.parametrize("name", ["loss", "eval_loss"])

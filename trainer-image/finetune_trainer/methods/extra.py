@@ -79,7 +79,7 @@ OWNED = {
 
 
 def check_extra(extra: dict[str, Any], configuration: type) -> None:
-    """Raise JobFailure for a field that is unknown, owned by the spec, or of a wrong type."""
+    """Raise JobFailure for a field that is unknown, owned by the spec, or that TRL refuses."""
     known = {field.name for field in dataclasses.fields(configuration)}
     for name, value in extra.items():
         if name in OWNED:
@@ -91,6 +91,10 @@ def check_extra(extra: dict[str, Any], configuration: type) -> None:
                 f"training.extra.{name} is no field of TRL's {configuration.__name__}: {hint}"
             )
         _check_type(name, value, get_type_hints(configuration)[name])
+    try:
+        configuration(use_cpu=True, bf16=False, report_to="none", **extra)
+    except (TypeError, ValueError) as error:
+        raise _failure(f"training.extra: {' '.join(str(error).split())}") from error
 
 
 def _check_type(name: str, value: Any, expected: Any) -> None:

@@ -1,17 +1,13 @@
 """What this version of the trainer cannot run, refused in one place and before a GPU is taken."""
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
 
 
 def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
     """Raise JobFailure when the job asks for what the trainer cannot run."""
-    if spec.method is not Method.SFT:
-        raise _failure(
-            f"method is {spec.method.value}, which this trainer version cannot run: use sft."
-        )
     if spec.training.precision == "float8":
         raise _failure(
             "training.precision is float8, which this trainer version cannot run: use auto or bf16."
