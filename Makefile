@@ -64,6 +64,10 @@ verify: $(VENV)/.ready ## Everything that is checked without running: format, li
 bench: $(VENV)/.ready ## Measure the operator: 200 jobs at once on a real control plane.
 	$(PYTHON) -m bench.operator
 
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.ready ## On a GPU machine: our trainer beside bare TRL, speed and memory.
+	$(PYTHON) -m bench.gpu
+
 LOCK := $(VENV)/bin/uv pip compile pyproject.toml --quiet --no-header --no-emit-index-url --generate-hashes --python-version 3.11
 
 .PHONY: lock

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from finetune_api.spec import FineTuneJobSpec, Method
@@ -99,6 +100,8 @@ class Setup:
         """Return the trainer without what prints, and with its layers compiled if so planned."""
         # It prints what the metrics log has.
         trainer.remove_callback(PrinterCallback)
+        if self.device.bf16:
+            _keep_activations(trainer.model)
         if self.plan.compile:
             _compile_layers(trainer.model)
         return trainer
@@ -108,6 +111,16 @@ def learning_rate(spec: FineTuneJobSpec) -> float:
     """Return the peak learning rate."""
     default = _ADAPTER_RATES[spec.method] / (10 if spec.adapter.type == "full" else 1)
     return spec.training.learning_rate or default
+
+
+def _keep_activations(model: Any) -> None:
+    """Keep activations in bf16 where the adapter's weights are float32.
+
+    PEFT would cast each of them for the adapter; under autocast that costs memory and time only.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # type: ignore[attr-defined]
 
 
 def _compile_layers(model: Any) -> None:
