@@ -2,6 +2,7 @@
 
 import bisect
 import json
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import Field
@@ -83,14 +84,31 @@ class Result(ApiModel):
     def to_message(self) -> str:
         """Return JSON of at most 4096 bytes, the kubelet's limit.
 
-        The message is cut first; if that is not enough, the metrics and then the measurements go.
+        The message is cut first; if that is not enough, metrics of training go, then
+        old stability findings, then metrics of evaluations, then the measurements.
         """
-        for dropped in ((), ("metrics",), ("metrics", "measured")):
-            kept = self.model_copy(update={name: {} for name in dropped})
-            text = kept._fitting()  # noqa: SLF001 - a copy of itself
+        for smaller in self._smaller():
+            text = smaller._fitting()  # noqa: SLF001 - a copy of itself
             if text is not None:
                 return text
         raise ValueError("preparation and artifact leave no room in the kubelet's 4096 bytes")
+
+    def _smaller(self) -> Iterator[Self]:
+        yield self
+        held_out = {name: value for name, value in self.metrics.items() if "eval_" in name}
+        kept = self.model_copy(update={"metrics": held_out})
+        yield kept
+        findings = self.stability.findings if self.stability else []
+        for dropped in range(1, len(findings) + 1):
+            # The newest are last.
+            stability = self.stability and self.stability.model_copy(
+                update={"findings": findings[dropped:]}
+            )
+            kept = kept.model_copy(update={"stability": stability})
+            yield kept
+        for name in ("metrics", "measured"):
+            kept = kept.model_copy(update={name: {}})
+            yield kept
 
     def _fitting(self) -> str | None:
         """Return JSON with as much of the message as fits; None if that says too little."""

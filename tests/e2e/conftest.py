@@ -12,7 +12,14 @@ from devcluster import Cluster, images
 from e2e.site import CLAIM_SIZE, MODELS, SOURCES, Site
 from harness import install
 from harness.kubectl import Kubectl
-from unit.trainer.builders import chat_rows, save_model, write_rows
+from unit.trainer.builders import (
+    chat_rows,
+    label_rows,
+    preference_rows,
+    save_model,
+    turning_rows,
+    write_rows,
+)
 
 STAND_IN_GPUS = 2
 
@@ -59,6 +66,10 @@ def write_sources(folder: Path) -> None:
     write_rows(folder / "long.jsonl", [long_row] * 20)
     pair = {"prompt": "Which?", "chosen": "This.", "rejected": "That."}
     write_rows(folder / "pairs.jsonl", [pair] * 20)
+    write_rows(folder / "preferences.jsonl", preference_rows(64))
+    write_rows(folder / "labels.jsonl", label_rows(64))
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"Say {n}."} for n in range(64)])
+    write_rows(folder / "turns-bad.jsonl", turning_rows(1200, bad=range(640, 960)))
     (folder / "empty.jsonl").write_text("")
     broken = [json.dumps({"prompt": "One", "completion": "two"}), '{"prompt": "One",']
     (folder / "broken.jsonl").write_text("\n".join(broken))

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Artifact
+from finetune_api.status import Artifact, Finding, Stability
 from finetune_api.trainer import ProgressReport, Result, TrainerConfig
 from unit.api import samples
 
@@ -83,6 +83,23 @@ def test_numbers_go_before_the_message_becomes_unreadable() -> None:
     assert read.metrics == {}
     assert read.measured == {"gpu_memory_gib": 40.25}
     assert len(read.message) > 256
+
+
+def test_metrics_of_training_and_old_findings_go_before_metrics_of_evaluations() -> None:
+    findings = [
+        Finding(rule="spike", severity="Warning", step=n, message="m" * 200, advice="a" * 200)
+        for n in range(16)
+    ]
+    many = {f"a_metric_with_a_long_name_{i}": 1.5 for i in range(200)}
+    result = _result(
+        stability=Stability(verdict="Warning", findings=findings),
+        metrics={**many, "eval_loss": 0.5},
+    )
+    read = Result.model_validate_json(result.to_message())
+    assert read.metrics == {"eval_loss": 0.5}
+    assert read.stability is not None
+    assert read.stability.findings[-1].step == 15
+    assert 1 < len(read.stability.findings) < 16
 
 
 def test_measurements_go_last() -> None:

@@ -1,6 +1,7 @@
 """Tiny models, data and jobs for the trainer's tests."""
 
 import json
+import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,36 @@ def chat_rows(count: int) -> list[dict[str, Any]]:
             ]
         }
         for number in range(count)
+    ]
+
+
+def preference_rows(count: int) -> list[dict[str, Any]]:
+    """Return pairs of which the chosen answer is the one with exclamation marks."""
+    return [
+        {"prompt": f"What is {n} plus 1?", "chosen": f"{n + 1}!!", "rejected": f"{n + 1}??"}
+        for n in range(count)
+    ]
+
+
+def label_rows(count: int) -> list[dict[str, Any]]:
+    """Return single answers, every other one of them undesirable."""
+    return [
+        {"prompt": f"What is {n} plus 1?", "completion": f"{n}{'?!'[n % 2]}", "label": n % 2 == 1}
+        for n in range(count)
+    ]
+
+
+def turning_rows(count: int, bad: range) -> list[dict[str, Any]]:
+    """Return rows that are easily learned, but for a stretch of random characters."""
+    letters = random.Random(0)  # noqa: S311 - no secret
+    return [
+        {
+            "prompt": "Say it.",
+            "completion": "".join(letters.choices("qwertyuiopasdfgh", k=24))
+            if n in bad
+            else "a" * 24,
+        }
+        for n in range(count)
     ]
 
 
