@@ -43,6 +43,10 @@ images: $(VENV)/.ready ## Build and push the operator and trainer images (REGIST
 test: $(VENV)/.ready ## All tests: unit, integration on a real API server, end to end on a real node.
 	$(VENV)/bin/pytest tests/unit tests/integration tests/e2e
 
+.PHONY: test-quality
+test-quality: $(VENV)/.ready ## Train a real model with every method on this machine's CPU and show what it learned.
+	$(VENV)/bin/pytest tests/quality
+
 .PHONY: lint
 lint: $(VENV)/.ready ## Format and lint.
 	$(VENV)/bin/ruff format .

@@ -205,6 +205,7 @@ def _columns() -> list[Schema]:
         _column("Reason", ".status.conditions[?(@.type=='Failed')].reason"),
         _column("Step", ".status.progress.steps"),
         _column("Loss", ".status.progress.loss", kind="number"),
+        _column("Stability", ".status.stability.verdict", wide=True),
         _column("Model", ".spec.model.source", wide=True),
         _column("Plan", ".status.plan.summary", wide=True),
         _column("Tokens/s", ".status.progress.tokensPerSecond", kind="number", wide=True),

@@ -125,6 +125,12 @@ class Resources(ApiModel):
             ".nodes",
         ),
         Rule(
+            "type(self.gpu.count) != int || self.gpu.count > 1 || self.strategy == 'auto'",
+            "strategy {self.strategy} is for several GPUs, but gpu.count is {self.gpu.count}: leave"
+            " strategy out",
+            ".strategy",
+        ),
+        Rule(
             "type(self.nodes) != int || self.nodes <= 1 || has(self.workspace.claim)"
             " || self.workspace.accessMode == 'ReadWriteMany'",
             "workspace.accessMode {self.workspace.accessMode} is for one node, but nodes is"
@@ -170,8 +176,12 @@ class RunPolicy(ApiModel):
     """Failed attempts that are followed by another; preempted attempts do not count."""
     active_deadline_seconds: int | None = Field(default=None, ge=1, le=TEN_YEARS_IN_SECONDS)
     """The job fails when it has been active for so long."""
+    termination_grace_period_seconds: int = Field(default=120, ge=1, le=3600)
+    """Seconds that a trainer pod has to finish its step and write a checkpoint when it is asked to
+    end."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=TEN_YEARS_IN_SECONDS)
-    """Seconds after which a finished job and its new workspace are deleted; the output is kept."""
+    """Seconds after which a finished job and its new workspace are deleted; the output is kept. A
+    job whose model another job waits for stays until that one has looked it up."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
     scheduler_name: ObjectName | None = None

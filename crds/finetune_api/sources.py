@@ -1,11 +1,14 @@
 """What a job starts from: the model and the data."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Form, ObjectName, Rule, forbidden, rules
+
+JOB_SCHEME: Final = "job://"
+"""How a source begins that is the model of another FineTuneJob."""
 
 _NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 # No segment is `..`: a source never leaves its claim or bucket.
@@ -62,7 +65,7 @@ class Model(ApiModel):
 
     source: ModelSource
     """Where the model is: hf://ORG/NAME[@REVISION], pvc://CLAIM/PATH, s3://BUCKET/PREFIX, or
-    job://NAME for the model of another FineTuneJob (reserved: preparation refuses it so far)."""
+    job://NAME for the model of another FineTuneJob of the namespace, which is waited for."""
     secret: ObjectName | None = None
     """Secret whose keys become environment variables while the model is fetched: HF_TOKEN for
     hf://, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION for
@@ -73,8 +76,8 @@ class Model(ApiModel):
     """Run Python code that comes with the model. Off: such models are refused during
     preparation."""
     job_adapter: Literal["merge", "continue"] | None = None
-    """What to do when job://NAME made an adapter: merge it into the model first (the default), or
-    continue training it."""
+    """What to do when job://NAME made an adapter: merge it into the model first and train on that
+    (the default), or continue training it."""
 
 
 class DatasetFormat(StrEnum):

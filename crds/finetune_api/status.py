@@ -259,6 +259,8 @@ class Attempt(ApiModel):
     """When it ended."""
     step: int | None = None
     """Last optimizer step that it reached."""
+    plan: str | None = None
+    """What a training run ran with: the summary of the plan at that time."""
 
 
 class Checkpoint(ApiModel):

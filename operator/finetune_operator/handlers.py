@@ -107,9 +107,11 @@ def job_changed(store: Store, queue: Queue[Key], kind: EventType, body: Body) ->
     """Take note of a job."""
     if kind == "DELETED":
         store.forget_job(body)
-        queue.add(job_key(body))
-    elif store.put_job(body):
-        queue.add(job_key(body))
+    elif not store.put_job(body):
+        return
+    key = job_key(body)
+    for changed in (key, *store.dependants(key)):
+        queue.add(changed)
 
 
 def pod_changed(store: Store, queue: Queue[Key], kind: EventType, body: Body) -> None:

@@ -147,7 +147,7 @@ class Follower:
 
 def visible(report: ProgressReport) -> tuple[Any, ...]:
     """Return what people see of a report."""
-    progress = report.progress
+    progress, stability = report.progress, report.stability
     return (
         progress.activity,
         progress.step,
@@ -155,7 +155,7 @@ def visible(report: ProgressReport) -> tuple[Any, ...]:
         progress.loss,
         progress.eval_loss,
         progress.checkpoint_step,
-        report.stability and report.stability.verdict,
+        stability and (stability.verdict, [(one.rule, one.step) for one in stability.findings]),
     )
 
 

@@ -14,6 +14,7 @@ from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.api import CLAIMS, JOBS, PODS, Api, ApiError
 from finetune_operator.lifecycle import Decision, Event, Job, Pod, decide, rejected
 from finetune_operator.metrics import PHASES, RECONCILE_SECONDS, RECONCILES
+from finetune_operator.neighbours import Neighbours, neighbours_of
 from finetune_operator.progress import Follower, Target
 from finetune_operator.status import merge_patch
 from finetune_operator.store import Key, Store
@@ -47,12 +48,14 @@ class Reconciler:
         store: Store,
         follower: Follower,
         settings: TrainerSettings,
+        wake: Callable[[Key], None],
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._api = api
         self._store = store
         self._follower = follower
         self._settings = settings
+        self._wake = wake
         self._clock = clock
 
     async def __call__(self, key: Key) -> float | None:
@@ -73,14 +76,15 @@ class Reconciler:
             return "unchanged", None
         try:
             job = Job.parse(body)
+            neighbours = neighbours_of(self._store, key, job)
         except ValidationError as error:
             # A CRD newer than this operator: leave the job alone and look again when it changes.
             logger.warning("job does not fit this operator", extra=labels(key, error=str(error)))
             return "error", None
-        decision = await self._decide(key, job, confirmed=False)
+        decision = await self._decide(key, job, neighbours, confirmed=False)
         if decision.confirm:
             await self._list_pods(job)
-            decision = await self._decide(key, job, confirmed=True)
+            decision = await self._decide(key, job, neighbours, confirmed=True)
         decision, refusal = await self._launch_or_tell(job, decision)
         _log(key, job, decision)
         try:
@@ -91,10 +95,19 @@ class Reconciler:
             raise refusal
         return "changed" if changed else "unchanged", decision.requeue_after
 
-    async def _decide(self, key: Key, job: Job, *, confirmed: bool) -> Decision:
+    async def _decide(
+        self, key: Key, job: Job, neighbours: Neighbours, *, confirmed: bool
+    ) -> Decision:
         pods = [await self._without_stale_words(pod) for pod in self._pods(job)]
-        report = self._follower.report(key)
-        return decide(job, pods, now=self._clock(), report=report, confirmed=confirmed)
+        return decide(
+            job,
+            pods,
+            now=self._clock(),
+            report=self._follower.report(key),
+            confirmed=confirmed,
+            chain=neighbours.chain,
+            awaited=neighbours.awaited,
+        )
 
     def _pods(self, job: Job) -> list[Pod]:
         return [Pod.parse(body) for body in self._store.pods((job.namespace, job.uid))]
@@ -167,8 +180,7 @@ class Reconciler:
             namespace=job.namespace,
             uid=job.uid,
             spec=job.spec,
-            plan=decision.status.plan,
-            preparation=decision.status.preparation,
+            status=decision.status,
             launch=decision.launch,
             settings=self._settings,
         ):
@@ -226,6 +238,8 @@ class Reconciler:
         self._store.put_job(written)
         if status.phase is not job.status.phase:
             PHASES.labels(status.phase.value).inc()
+            for dependant in self._store.dependants((job.namespace, job.name)):
+                self._wake(dependant)
         return True
 
     async def _look_again(self, body: dict[str, Any], job: Job, conflict: ApiError) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from finetune_api import names
+from finetune_api.sources import JOB_SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Store:
     def __init__(self) -> None:
         self._jobs: dict[Key, Body] = {}
         self._pods: dict[Owner, dict[str, Body]] = {}
+        self._dependants: dict[Key, set[Key]] = {}
+        """The jobs that name each job, which need not exist, as a source."""
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def job(self, key: Key) -> Body | None:
@@ -38,6 +41,10 @@ class Store:
     def jobs(self) -> Iterator[tuple[Key, Body]]:
         """Yield all jobs."""
         yield from list(self._jobs.items())
+
+    def dependants(self, key: Key) -> list[Key]:
+        """Return the jobs that start from the model of a job."""
+        return sorted(self._dependants.get(key, ()))
 
     def pods(self, owner: Owner) -> list[Body]:
         """Return the pods of a job."""
@@ -50,6 +57,7 @@ class Store:
         if not self._newer(before, body):
             return False
         self._jobs[key] = _slim(body)
+        self._relate(key, before, body)
         return before is None or _job_signature(before) != _job_signature(body)
 
     def put_pod(self, body: Body) -> bool:
@@ -70,7 +78,7 @@ class Store:
         self._remember_deletion(body)
         key, uid = job_key(body), body["metadata"]["uid"]
         if key in self._jobs and self._jobs[key]["metadata"]["uid"] == uid:
-            del self._jobs[key]
+            self._relate(key, self._jobs.pop(key), None)
         self._pods.pop((key[0], uid), None)
 
     def forget_pod(self, body: Body) -> bool:
@@ -126,6 +134,14 @@ class Store:
             self.forget_job(body)
         return len(gone_pods) + len(gone_jobs)
 
+    def _relate(self, key: Key, before: Body | None, body: Body | None) -> None:
+        for named in _named(before):
+            self._dependants[named].discard(key)
+            if not self._dependants[named]:
+                del self._dependants[named]
+        for named in _named(body):
+            self._dependants.setdefault(named, set()).add(key)
+
     def _newer(self, before: Body | None, body: Body) -> bool:
         if body["metadata"]["uid"] in self._deleted:
             # A late event, or the answer to a write that the deletion has overtaken.
@@ -175,6 +191,16 @@ def owner_of(pod: Body) -> Owner | None:
 def _ignore(pod: Body) -> None:
     place = {"namespace": pod["metadata"]["namespace"], "pod": pod["metadata"]["name"]}
     logger.debug("ignored a pod that has our label and is not ours", extra=place)
+
+
+def _named(body: Body | None) -> set[Key]:
+    """Return the jobs that a job names as sources."""
+    if body is None:
+        return set()
+    spec, namespace = body["spec"], body["metadata"]["namespace"]
+    sources = [spec["model"]["source"], *(one.get("model", "") for one in spec.get("rewards", []))]
+    jobs = [source for source in sources if source.startswith(JOB_SCHEME)]
+    return {(namespace, source.removeprefix(JOB_SCHEME)) for source in jobs}
 
 
 def _version(body: Body) -> int:

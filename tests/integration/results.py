@@ -1,5 +1,7 @@
 """Termination messages of containers that did what they should, or not."""
 
+from typing import Any
+
 from finetune_api.failures import Reason
 from finetune_api.status import Artifact, DatasetFacts, ModelFacts, Preparation
 from finetune_api.trainer import Result
@@ -19,14 +21,20 @@ PREPARED = Result.succeeded(
     )
 ).to_message()  # fmt: skip
 
-TRAINED = Result.succeeded(
-    step=63,
-    metrics={"train_loss": 1.5, "eval_loss": 1.25, "eval_loss_before": 3.5, "epoch": 1.0},
-    measured={"tokens_per_second": 1234.5},
-    artifact=Artifact(uri="pvc://models/job", kind="adapter", size_bytes=1000),
-).to_message()
+
+def trained(job: str = "job") -> str:
+    """Return the message of a trainer that has made an adapter."""
+    return Result.succeeded(
+        step=63,
+        metrics={"train_loss": 1.5, "eval_loss": 1.25, "eval_loss_before": 3.5, "epoch": 1.0},
+        measured={"tokens_per_second": 1234.5},
+        artifact=Artifact(uri=f"pvc://models/{job}", kind="adapter", size_bytes=1000),
+    ).to_message()
 
 
-def failed(reason: Reason, message: str = "It broke.") -> str:
+TRAINED = trained()
+
+
+def failed(reason: Reason, message: str = "It broke.", **fields: Any) -> str:
     """Return the message of a failure."""
-    return Result.failed(reason, message).to_message()
+    return Result.failed(reason, message, **fields).to_message()

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_api.failures import Reason
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import ModelFacts
 from finetune_api.trainer import JobFailure
 
@@ -49,6 +50,16 @@ def read_facts(folder: Path, source: str, *, trust_remote_code: bool) -> ModelFa
         weights_bytes=size,
         dtype=dtype,
     )
+
+
+def check_writes(spec: FineTuneJobSpec, facts: ModelFacts) -> None:
+    """Raise JobFailure when a reward model is to be trained as a model that writes."""
+    if spec.method is not Method.REWARD and facts.architecture.endswith("SequenceClassification"):
+        raise JobFailure(
+            Reason.MODEL_UNSUPPORTED,
+            f"model.source {spec.model.source} is a reward model ({facts.architecture}), which "
+            f"method {spec.method} cannot train: name a causal language model.",
+        )
 
 
 def _first(config: PretrainedConfig, names: tuple[str, ...], default: int) -> int:

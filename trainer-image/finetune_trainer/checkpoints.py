@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -28,10 +30,15 @@ class Checkpoints:
         """Where a checkpoint is written before it counts."""
         return self.root / ".partial"
 
-    def newest_complete(self) -> Path | None:
-        """Return the newest checkpoint whose files are as its manifest says; remove what is not."""
+    def newest_complete(self, before: int | None = None) -> Path | None:
+        """Return the newest checkpoint whose files are as its manifest says; remove what is not.
+
+        Checkpoints of the step `before` and of later ones are left alone.
+        """
         remove(self.staging)
         for folder in self._newest_first():
+            if before is not None and step_of(folder) >= before:
+                continue
             problem = _problem(folder)
             if problem is None:
                 return folder
@@ -42,8 +49,32 @@ class Checkpoints:
             remove(folder)
         return None
 
-    def publish(self, step: int) -> Path:
-        """Make the staged checkpoint of a step count, and remove those beyond `keep`."""
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        for folder in self._newest_first():
+            if step_of(folder) > step:
+                remove(folder)
+
+    def derive(self, source: int, step: int) -> Path:
+        """Stage a copy of a complete checkpoint as that of another step, and return its folder.
+
+        Files are linked, for those of a checkpoint are never written again: replace, do not edit.
+        """
+        staged = self.staging / f"checkpoint-{step}"
+        remove(self.staging)
+        shutil.copytree(
+            self.root / f"checkpoint-{source}",
+            staged,
+            copy_function=_link,
+            ignore=shutil.ignore_patterns(MANIFEST),
+        )
+        return staged
+
+    def publish(self, step: int, good: int | None = None) -> Path:
+        """Make the staged checkpoint of a step count, and remove those beyond `keep`.
+
+        The newest one up to the step `good` stays: later ones may turn out to be spoilt.
+        """
         staged = self.staging / f"checkpoint-{step}"
         target = self.root / staged.name
         if target.exists() and _problem(target) is None:
@@ -58,9 +89,15 @@ class Checkpoints:
         write_json(staged / MANIFEST, {"step": step, "files": listing})
         remove(target)
         publish(staged, target)
-        for folder in self._newest_first()[self.keep :]:
-            remove(folder)
+        self._prune(good)
         return target
+
+    def _prune(self, good: int | None) -> None:
+        folders = self._newest_first()
+        trusted = [folder for folder in folders if good is not None and step_of(folder) <= good]
+        for folder in folders[self.keep :]:
+            if folder not in trusted[:1]:
+                remove(folder)
 
     def _newest_first(self) -> list[Path]:
         if not self.root.exists():
@@ -88,6 +125,14 @@ def _problem(folder: Path) -> str | None:
         if _crc32(path) != expected["crc32"]:
             return f"{name} has another checksum than its manifest"
     return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Not every volume has hard links.
+        shutil.copy2(source, target)
 
 
 def _crc32(path: Path) -> int:

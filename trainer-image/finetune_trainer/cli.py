@@ -16,6 +16,7 @@ from finetune_trainer.failures import as_failure
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.paths import Paths
 from finetune_trainer.progress import ProgressBoard
+from finetune_trainer.stability.failure import RolledBack
 from finetune_trainer.termination import Terminated, Termination
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def _failed(
         from finetune_trainer.run import record
 
         measured = record(board, MetricsLog(Paths(workspace, workspace, workspace).metrics))
-    return Result.failed(failure.reason, failure.message, **measured)
+    rollback = failure.rollback if isinstance(failure, RolledBack) else None
+    return Result.failed(failure.reason, failure.message, rollback=rollback, **measured)
 
 
 def _end(termination_log: Path, result: Result, failure: JobFailure | None = None) -> int:

@@ -40,6 +40,12 @@ def choose_device(plan: Plan, training: Training) -> Device:
     cuda = plan.gpus > 0 and not forced_cpu
     if cuda:
         _check_gpus(plan)
+    elif plan.strategy in {"fsdp", "zero2", "zero3"}:
+        raise JobFailure(
+            Reason.CONFIG_INVALID,
+            f"the strategy is {plan.strategy}, which needs GPUs, but this trainer runs on the CPU: "
+            "set resources.strategy to ddp, or leave it out.",
+        )
     precision = plan.precision
     if not cuda and training.precision == "auto":
         precision = "float32"

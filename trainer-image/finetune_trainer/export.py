@@ -96,14 +96,22 @@ def hand_over(config: TrainerConfig, paths: Paths, folder: Path, result: Result)
     log.info("handed over", extra=fields(path=str(paths.artifact(config))))
 
 
-def write_model(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write the adapter, with the base model's name as users know it, or all weights."""
+def write_model(
+    model: Any, tokenizer: Any, folder: Path, base: str, weights: dict[str, Any] | None = None
+) -> None:
+    """Write the adapter, with the base model's name as users know it, or all weights.
+
+    Weights are those of a model that is spread over several processes.
+    """
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = base
-        # "auto" would ask the hub whether the embedding was resized; it never is.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        # TRL may have added a copy as the reference. "auto" would ask the hub whether the embedding
+        # was resized; it never is.
+        model.save_pretrained(
+            folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+        )
     else:
-        _save_whole(model, folder)
+        _save_whole(model, folder, weights)
     tokenizer.save_pretrained(folder)
 
 
@@ -119,10 +127,10 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, stored: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _save_whole(model: Any, folder: Path) -> None:
+def _save_whole(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     # Training switches the cache off; whoever loads the model wants it.
     model.config.use_cache = True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
 
 
 def write_metrics(metrics: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from types import FrameType
 
 from finetune_api import names
+from finetune_api.failures import FAILURES, Reason
 from finetune_api.status import Plan
 from finetune_trainer import environment
 
@@ -20,14 +21,15 @@ _GRACE_SECONDS = 10
 
 
 def needs_launch(plan: Plan | None) -> bool:
-    """Tell whether this process should start others: the pod has several GPUs, and no rank yet."""
-    return plan is not None and plan.gpus_per_node > 1 and not environment.is_launched()
+    """Tell whether this process should start those that train: one per GPU of several in all."""
+    return plan is not None and plan.gpus > 1 and not environment.is_launched()
 
 
 def launch(plan: Plan, arguments: list[str]) -> int:
     """Run the same command once per GPU and return the first exit code that is not 0.
 
-    What the others end with after one has failed says nothing.
+    Once one has failed the others are told to end, and what they end with says nothing. One that
+    stopped for SIGTERM has not failed: the others stop at the same step.
     """
     processes = [_start(plan, rank, arguments) for rank in range(plan.gpus_per_node)]
 
@@ -40,6 +42,8 @@ def launch(plan: Plan, arguments: list[str]) -> int:
     while code == 0 and any(process.poll() is None for process in processes):
         time.sleep(0.2)
         code = next((process.returncode for process in processes if process.poll()), 0)
+    if code not in {0, FAILURES[Reason.PREEMPTED].exit_code}:
+        forward(signal.SIGTERM, None)
     _end(processes)
     return 128 - code if code < 0 else code
 

@@ -51,12 +51,24 @@ class MetricsLog:
         return None
 
     def summary(self) -> dict[str, float]:
-        """Return the newest value of every metric, and the held-out loss before training."""
+        """Return the newest value of every metric, and of held-out ones that before training too.
+
+        Those are named as BEFORE is. Values have six digits: a result must be short.
+        """
         newest: dict[str, float] = {}
+        before: dict[str, float] = {}
         for entry in self.entries:
-            newest |= {key: float(value) for key, value in entry.items() if key != "step"}
-        before = self.find(0, "eval_loss")
-        return newest | ({} if before is None else {BEFORE: before})
+            values = {key: _short(value) for key, value in entry.items() if key != "step"}
+            newest |= values
+            if entry["step"] == 0:
+                before |= {
+                    f"{key}_before": values[key] for key in values if key.startswith("eval_")
+                }
+        return newest | before
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

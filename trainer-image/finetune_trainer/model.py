@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
-from finetune_api.spec import FineTuneJobSpec, Quantization
+from finetune_api.spec import FineTuneJobSpec, Method, Quantization
 from finetune_trainer.device import Device
 
 
@@ -18,9 +23,19 @@ def load_model(folder: Path, spec: FineTuneJobSpec, device: Device) -> PreTraine
         options["quantization_config"] = _quantization(spec, device)
         if device.cuda:
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=device.dtype, trust_remote_code=spec.model.trust_remote_code, **options
-    )
+    return load_whole(folder, spec, device.dtype, **options)
+
+
+def load_whole(
+    folder: Path, spec: FineTuneJobSpec, dtype: torch.dtype, **options: Any
+) -> PreTrainedModel:
+    """Return the model that the method trains: it writes, or gives each sequence one number."""
+    options |= {"dtype": dtype, "trust_remote_code": spec.model.trust_remote_code}
+    model: PreTrainedModel
+    if spec.method is Method.REWARD:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
     return model
 
 

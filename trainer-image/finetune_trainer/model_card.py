@@ -1,16 +1,12 @@
 """README.md of the artifact: what was trained, on what, how, with what result, how to load it."""
 
 import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import Any
 
-from finetune_api.spec import DatasetPart, Lora
-from finetune_api.status import DatasetFacts
-from finetune_api.trainer import TrainerConfig
+from huggingface_hub import ModelCardData
 
-_LIBRARIES = ("trl", "transformers", "peft", "torch", "datasets")
+from finetune_api.spec import Method
+from finetune_trainer.report.data import ReportData
+from finetune_trainer.report.measures import Measure, number
 
 _CARD = """---
 {front_matter}
@@ -24,12 +20,12 @@ _CARD = """---
 
 | | before | after |
 |---|---|---|
-| held-out loss | {before} | {after} |
-| training loss, last step | | {loss} |
+{results}
 
 {run}
 
-Every logged step is in `metrics.jsonl`{samples}.
+{stability} Curves and everything else that was measured are in [report.html](report.html), every
+logged step is in `metrics.jsonl`{samples}.
 
 ## How to load it
 
@@ -52,18 +48,6 @@ Every logged step is in `metrics.jsonl`{samples}.
 Made on {date} with {libraries}.
 """
 
-_LOAD_ADAPTER = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")"""
-
-_LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
-
 _MERGED = """
 The whole model, with the adapter merged into its weights, is in `merged/` and needs no PEFT:
 
@@ -73,108 +57,104 @@ The whole model, with the adapter merged into its weights, is in `merged/` and n
 """
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What training came to, wherever the plan meant it to run."""
-
-    metrics: dict[str, float]
-    learning_rate: float
-    """Peak learning rate."""
-    steps: int
-    batch: int
-    """Rows of one step, over all processes."""
-    epochs: float
-    rows_seen: int
-    """Rows of all steps, packed ones with packing; a row counts each time that it was seen."""
-    device: str
-    dtype: str
-    tokens_per_second: float | None
-    """Of the last process's steps; None when it had no more than one."""
-
-    @property
-    def sentence(self) -> str:
-        """What was done, where and how fast."""
-        speed = self.tokens_per_second
-        speed_text = "" if speed is None else f", {speed:.0f} tokens per second"
-        return (
-            f"{self.steps} steps of {self.batch} rows: {self.rows_seen} rows seen, "
-            f"{self.epochs:.2f} epochs, on {self.device} in {self.dtype}{speed_text}."
-        )
-
-
-def model_card(
-    config: TrainerConfig,
-    base: str,
-    parts: list[DatasetPart],
-    facts: DatasetFacts,
-    trained: Trained,
-) -> str:
-    """Return the card as Markdown. base is the model's name as libraries know it."""
-    spec = config.spec
-    is_adapter = spec.adapter.type != "full"
-    metrics = trained.metrics
-    whole = _LOAD_MODEL.format(path="PATH/merged" if is_adapter else "PATH")
+def model_card(data: ReportData) -> str:
+    """Return the card as Markdown, with front matter as model hubs read it."""
+    spec, facts = data.spec, data.facts
     return _CARD.format(
-        front_matter=_front_matter(base, spec.method.value, is_adapter=is_adapter),
-        name=config.name,
-        namespace=config.namespace,
-        base=base,
+        front_matter=_front_matter(data),
+        name=data.config.name,
+        namespace=data.config.namespace,
+        base=data.base,
         method=spec.method.value,
         adapter=spec.adapter.type,
-        before=_number(metrics.get("eval_loss_before")),
-        after=_number(metrics.get("eval_loss")),
-        loss=_number(metrics.get("loss")),
-        samples=", answers before and after in `samples.json`"
-        if spec.evaluation.sample_prompts
-        else "",
-        run=trained.sentence,
-        loading=_LOAD_ADAPTER.format(base=_loadable(base)) if is_adapter else whole,
-        merged=_MERGED.format(loading=whole) if is_adapter and spec.output.merged else "",
-        data="\n".join(f"- {part.source}, split {part.split}" for part in parts),
+        results="\n".join(_results(data)),
+        run=data.training_sentence,
+        stability=data.stability_sentence,
+        samples=", answers before and after in `samples.json`" if data.samples else "",
+        loading=_load_adapter(data) if data.is_adapter else _load_model(data, "PATH"),
+        merged=_MERGED.format(loading=_load_model(data, "PATH/merged")) if _is_merged(data) else "",
+        data="\n".join(f"- {part.source}, split {part.split}" for part in data.parts),
         rows=facts.rows,
         tokens=facts.tokens,
         format=facts.format,
         eval_rows=facts.eval_rows,
-        hyperparameters=json.dumps(_hyperparameters(config, trained), indent=1),
-        date=datetime.now(UTC).date().isoformat(),
-        libraries=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
+        hyperparameters=json.dumps(data.hyperparameters(), indent=1),
+        date=data.made.date().isoformat(),
+        libraries=", ".join(f"{name} {version}" for name, version in data.versions.items()),
     )
 
 
-def _front_matter(base: str, method: str, *, is_adapter: bool) -> str:
+def _front_matter(data: ReportData) -> str:
+    is_reward = data.spec.method is Method.REWARD
+    card = ModelCardData(
+        # Hubs take only their own names for a base model.
+        base_model=None if "://" in data.base else data.base,
+        library_name="peft" if data.is_adapter else "transformers",
+        pipeline_tag="text-classification" if is_reward else "text-generation",
+        tags=["finetune-operator", "trl", data.spec.method.value],
+    )
+    return str(card.to_yaml())
+
+
+def _results(data: ReportData) -> list[str]:
+    rows = [_row(measure) for measure in data.measures] or ["| held-out rows | none | none |"]
+    loss = data.trained.metrics.get("loss")
+    return [*rows, f"| training loss, last step | | {_decimal(loss)} |"]
+
+
+def _row(measure: Measure) -> str:
+    note = f" ({measure.meaning.note})" if measure.meaning.note else ""
+    before, after = _decimal(measure.before), _decimal(measure.after)
+    return f"| {measure.meaning.label}{note} | {before} | {after} |"
+
+
+def _decimal(value: float | None) -> str:
+    return number(None) if value is None else f"{value:.4f}"
+
+
+def _is_merged(data: ReportData) -> bool:
+    # What other jobs' adapters were merged into is nowhere else.
+    return data.is_adapter and bool(data.spec.output.merged or data.start.merge)
+
+
+def _load_adapter(data: ReportData) -> str:
+    """Return how to put the adapter on its base, and first what was merged into that."""
+    kind, options = _class(data)
     lines = [
-        f"base_model: {base}",
-        f"library_name: {'peft' if is_adapter else 'transformers'}",
-        "pipeline_tag: text-generation",
-        "tags:",
-        *(f"- {tag}" for tag in ("finetune-operator", "trl", method)),
+        "from peft import PeftModel",
+        f"from transformers import {kind}, AutoTokenizer",
+        "",
+        f'base = {kind}.from_pretrained("{_loadable(data.base)}"{options})',
+    ]
+    for merged in data.start.merge:
+        adapted = f'PeftModel.from_pretrained(base, "{_loadable(merged)}")'
+        lines.append(f"base = {adapted}.merge_and_unload()")
+    lines += [
+        'model = PeftModel.from_pretrained(base, "PATH")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
     ]
     return "\n".join(lines)
 
 
-def _hyperparameters(config: TrainerConfig, trained: Trained) -> dict[str, Any]:
-    spec, plan = config.spec, config.plan
-    adapter = spec.adapter.to_json()
-    if spec.adapter.type != "full":
-        adapter["lora"] = (spec.adapter.lora or Lora()).to_json()
-    planned = plan.to_json() if plan else {}
-    kept = ("microBatchSize", "gradientAccumulationSteps", "maxLength")
-    training = spec.training.to_json()
-    if spec.training.max_steps is not None:
-        # Steps decide, and the default of epochs says nothing.
-        training.pop("epochs")
-    used = {"learningRate": trained.learning_rate, "precision": trained.dtype}
-    return {
-        "adapter": adapter,
-        "training": training | used,
-        "plan": {name: planned[name] for name in kept if name in planned},
-    }
+def _load_model(data: ReportData, path: str) -> str:
+    kind, _ = _class(data)
+    return "\n".join(
+        [
+            f"from transformers import {kind}, AutoTokenizer",
+            "",
+            f'model = {kind}.from_pretrained("{path}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+        ]
+    )
+
+
+def _class(data: ReportData) -> tuple[str, str]:
+    """Return the class that loads such models, and what a base model needs to become one."""
+    if data.spec.method is Method.REWARD:
+        return "AutoModelForSequenceClassification", ", num_labels=1"
+    return "AutoModelForCausalLM", ""
 
 
 def _loadable(base: str) -> str:
     """Return what from_pretrained takes: a name of the hub, or where to fill in a path."""
     return f"PATH OF {base}" if "://" in base else base
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"

@@ -20,6 +20,11 @@ class Paths:
         return self.workspace / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The adapter that training continues, if it continues one."""
+        return self.workspace / "adapter"
+
+    @property
     def data(self) -> Path:
         """Token rows for training and evaluation."""
         return self.workspace / "data"
@@ -28,6 +33,11 @@ class Paths:
     def fetched(self) -> Path:
         """Datasets as they were fetched."""
         return self.workspace / "fetched"
+
+    @property
+    def rewards(self) -> Path:
+        """What rewards need, one folder each: a file of functions, or a model."""
+        return self.workspace / "rewards"
 
     @property
     def checkpoints(self) -> Path:

@@ -5,13 +5,16 @@ import json
 import logging
 
 from finetune_api.failures import Reason
+from finetune_api.methods import Generation
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
 from finetune_api.trainer import JobFailure, Result, TrainerConfig
 from finetune_trainer.adapter import check_targets
-from finetune_trainer.architecture import read_facts
-from finetune_trainer.data.dataset import DatasetBuilder, FetchedPart, parts_of, saved_facts
-from finetune_trainer.data.lengths import max_length
+from finetune_trainer.architecture import check_writes, read_facts
+from finetune_trainer.continued import check_continued
+from finetune_trainer.data.dataset import TRAIN, DatasetBuilder, load_rows, saved_facts
+from finetune_trainer.data.lengths import ONLINE, max_length
+from finetune_trainer.data.parts import FetchedPart, parts_of
 from finetune_trainer.durable import read_json, remove, write_json
 from finetune_trainer.export import check_output, finished_result
 from finetune_trainer.logs import fields
@@ -19,9 +22,11 @@ from finetune_trainer.methods import module_of
 from finetune_trainer.methods.extra import check_extra
 from finetune_trainer.methods.supported import check_supported
 from finetune_trainer.paths import Paths
+from finetune_trainer.rewards.rewards import fetch_rewards, try_rewards
 from finetune_trainer.sources.fetch import fetch
+from finetune_trainer.sources.models import ModelRequest, fetch_model
 from finetune_trainer.sources.uri import Source
-from finetune_trainer.sources.wanted import Wanted, dataset_files, model_files
+from finetune_trainer.sources.wanted import Wanted, dataset_files
 from finetune_trainer.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -41,8 +46,11 @@ def prepare(config: TrainerConfig, paths: Paths) -> Result:
     _check_evaluation(spec)
     if finished_result(config, paths) is None:
         check_output(config, paths)
-    model = _fetch_model(spec, paths)
+    model = _fetch_model(config, paths)
     dataset = _dataset_facts(spec, model, paths)
+    if spec.method in ONLINE:
+        _check_prompts(spec, dataset)
+        _fetch_rewards(config, paths)
     log.info("prepared", extra=fields(model=model.to_json(), dataset=dataset.to_json()))
     return Result.succeeded(
         message=f"{model.architecture} with {model.parameters:,} weights; {dataset.rows:,} rows "
@@ -61,16 +69,15 @@ def _check_evaluation(spec: FineTuneJobSpec) -> None:
         )
 
 
-def _fetch_model(spec: FineTuneJobSpec, paths: Paths) -> ModelFacts:
+def _fetch_model(config: TrainerConfig, paths: Paths) -> ModelFacts:
+    spec, source = config.spec, config.spec.model.source
     with_code = spec.model.trust_remote_code
-    wanted = Wanted(
-        field="model.source",
-        missing=Reason.MODEL_NOT_FOUND,
-        choose=lambda names: model_files(names, with_code=with_code),
-    )
-    source = Source.parse(spec.model.source, wanted.field)
-    fetch(source, paths.model, wanted, paths.sources)
-    facts = read_facts(paths.model, source.uri, trust_remote_code=with_code)
+    request = ModelRequest(source, "model.source", config.starts, with_code)
+    fetch_model(request, paths.model, paths.sources)
+    if request.start.adapter is not None:
+        check_continued(spec, paths.adapter)
+    facts = read_facts(paths.model, source, trust_remote_code=with_code)
+    check_writes(spec, facts)
     max_length(spec, facts.max_positions)
     check_targets(spec.adapter, paths.model)
     return facts
@@ -96,10 +103,30 @@ def _dataset_facts(spec: FineTuneJobSpec, model: ModelFacts, paths: Paths) -> Da
     return facts
 
 
+def _check_prompts(spec: FineTuneJobSpec, facts: DatasetFacts) -> None:
+    size = (spec.generation or Generation()).group_size
+    prompts = spec.training.batch_size // size
+    if facts.rows < prompts:
+        raise JobFailure(
+            Reason.DATA_INVALID,
+            f"there are {facts.rows} training prompts, but a step takes {prompts} of them "
+            f"(training.batchSize {spec.training.batch_size} / generation.groupSize {size}): add "
+            "rows, or lower training.batchSize.",
+        )
+
+
+def _fetch_rewards(config: TrainerConfig, paths: Paths) -> None:
+    fetch_rewards(config, paths)
+    rows = load_rows(paths.data, TRAIN)
+    if rows is not None and config.spec.rewards:
+        try_rewards(config.spec, paths, rows, load_tokenizer(paths.model, config.spec.model))
+
+
 def _identity(spec: FineTuneJobSpec) -> str:
-    """Return a digest of all that the token rows depend on."""
+    """Return a digest of all that the rows depend on."""
     training = spec.training
     parts = [
+        spec.method,
         spec.dataset.to_json(),
         spec.model.source,
         spec.model.chat_template,
@@ -107,6 +134,8 @@ def _identity(spec: FineTuneJobSpec) -> str:
         training.assistant_only_loss,
         training.seed,
         training.extra.get("completion_only_loss"),
+        training.extra.get("chat_template_kwargs"),
+        spec.generation and spec.generation.to_json(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

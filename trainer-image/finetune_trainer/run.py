@@ -2,7 +2,8 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedTokenizerBase,
     TrainerState,
     set_seed,
 )
 
 from finetune_api.failures import Reason
-from finetune_api.status import Plan
+from finetune_api.status import DatasetFacts, ModelStart, Plan
 from finetune_api.trainer import JobFailure, Result, TrainerConfig
-from finetune_trainer import export
+from finetune_trainer import distributed, export
+from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.callbacks.stop import StopCallback
 from finetune_trainer.checkpoints import Checkpoints, step_of
-from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows, parts_of, saved_facts
+from finetune_trainer.continued import load_start
+from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows, saved_facts
+from finetune_trainer.data.parts import parts_of
 from finetune_trainer.device import Device, choose_device, measured_memory
 from finetune_trainer.durable import read_json, write_json
 from finetune_trainer.logs import fields
@@ -31,14 +34,19 @@ from finetune_trainer.methods import module_of
 from finetune_trainer.methods.setup import Setup, learning_rate
 from finetune_trainer.methods.supported import check_supported
 from finetune_trainer.metrics_log import BEFORE, MetricsLog
-from finetune_trainer.model import load_model
-from finetune_trainer.model_card import Trained, model_card
+from finetune_trainer.model import load_whole
+from finetune_trainer.model_card import model_card
 from finetune_trainer.paths import Paths
 from finetune_trainer.progress import ProgressBoard
+from finetune_trainer.report.data import ReportData, Sample, Trained
+from finetune_trainer.report.page import render
 from finetune_trainer.samples import answer
+from finetune_trainer.sources.models import start_of
 from finetune_trainer.sources.uri import Source
+from finetune_trainer.stability.rollback import carry_out
 from finetune_trainer.termination import Terminated, Termination
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.utilization import flops_budget
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +63,15 @@ def run(
         raise JobFailure(Reason.CONFIG_INVALID, "job.json has no plan: run prepares nothing.")
     check_supported(config.spec, config.plan)
     device = choose_device(config.plan, config.spec.training)
+    distributed.join(device)
     # Before the adapter is initialised.
     set_seed(config.spec.training.seed)
-    training = build(config, config.plan, paths, board, device)
-    training.before()
-    training.train(termination)
-    training.after()
-    return training.hand_over()
+    with distributed.after_the_cause():
+        training = build(config, config.plan, paths, board, device)
+        training.before()
+        training.train(termination)
+        training.after()
+        return training.hand_over()
 
 
 def build(
@@ -79,7 +89,7 @@ def build(
         plan=plan,
         device=device,
         paths=paths,
-        model=load_model(paths.model, config.spec, device),
+        model=load_start(config, plan, paths, device),
         tokenizer=load_tokenizer(paths.model, config.spec.model),
         train=train,
         held_out=load_rows(paths.data, EVAL),
@@ -90,11 +100,15 @@ def build(
     checkpoints = Checkpoints(paths.checkpoints, config.spec.training.checkpoint.keep)
     trainer.use_checkpoints(checkpoints, metrics)
     trainer.add_callback(ReportCallback(board, metrics))
+    trainer.use_guard(StabilityGuard(config, board, trainer))
+    board.peak_tokens_per_second = flops_budget(config, device.name)
     log.info(
         "model is loaded",
         extra=fields(device=str(trainer.args.device), dtype=str(device.dtype), rows=len(train)),
     )
-    return Training(config, paths, board, device, trainer, setup.tokenizer, metrics, checkpoints)
+    return Training(
+        config, plan, facts, paths, board, device, trainer, setup.tokenizer, metrics, checkpoints
+    )
 
 
 @dataclass
@@ -102,6 +116,8 @@ class Training:
     """One process's part of one training run."""
 
     config: TrainerConfig
+    plan: Plan
+    facts: DatasetFacts
     paths: Paths
     board: ProgressBoard
     device: Device
@@ -109,6 +125,8 @@ class Training:
     tokenizer: PreTrainedTokenizerBase
     metrics: MetricsLog
     checkpoints: Checkpoints
+    answers: list[str] = field(default_factory=list)
+    """Of the trained model, to the sample prompts."""
 
     @property
     def is_main(self) -> bool:
@@ -116,16 +134,25 @@ class Training:
         return bool(self.trainer.is_world_process_zero())
 
     def before(self) -> None:
-        """Measure the model as it came, unless an earlier process has."""
+        """Measure the model as it came, or, when it is to be sharded, have train() do so."""
+        if distributed.is_sharded(self.plan):
+            self.trainer.add_callback(distributed.OncePrepared(self._measure_before))
+        else:
+            self._measure_before()
+
+    def _measure_before(self) -> None:
+        """Measure the model, unless an earlier process has."""
         self._evaluate_once(0)
         self.board.update(eval_loss_before=self.metrics.find(0, "eval_loss"))
-        if not self.config.spec.evaluation.sample_prompts or self.paths.answers_before.exists():
+        if distributed.first_says(self.paths.answers_before.exists()):
             return
+        answers = self._answers()
         if self.is_main:
-            write_json(self.paths.answers_before, self._answers())
+            write_json(self.paths.answers_before, answers)
         self._wait()
 
     def _answers(self) -> list[str]:
+        """Return the answers to the sample prompts; of a sharded model all processes ask."""
         answers = answer(self.trainer.model, self.tokenizer, self.config.spec.evaluation)
         prompts = self.config.spec.evaluation.sample_prompts
         for prompt, text in zip(prompts, answers, strict=True):
@@ -140,33 +167,30 @@ class Training:
         if checkpoint is not None:
             log.info("resuming", extra=fields(checkpoint=checkpoint.name))
             self.board.update(checkpoint_step=step_of(checkpoint))
-        if checkpoint is not None and self._load_finished(checkpoint):
+        sharded = distributed.is_sharded(self.plan)
+        if checkpoint is not None and not sharded and self._load_finished(checkpoint):
             return
-        with termination.deferred():
+        with termination.deferred(), suppress(distributed.AlreadyTrainedError):
             self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        if stop.stopped or termination.requested:
-            _leave_group()
+        stopped = stop.stopped or termination.requested
+        if distributed.any_process(stopped, self.trainer.args.device):
+            distributed.leave()
             raise Terminated
 
     def _newest_checkpoint(self) -> Path | None:
         """Return the checkpoint that all ranks resume from; the first checks and cleans."""
+        if self.is_main:
+            carry_out(self.config.rollbacks, self.checkpoints, self.metrics)
         found = self.checkpoints.newest_complete() if self.is_main else None
-        checkpoint: Path | None = self._as_main(found)
+        checkpoint: Path | None = distributed.first_says(found)
         return checkpoint
 
     def _evaluate_once(self, step: int) -> None:
         """Evaluate, unless the metrics log has this step's evaluation."""
         if self.trainer.eval_dataset is None:
             return
-        if self._as_main(self.metrics.find(step, "eval_loss")) is None:
+        if distributed.first_says(self.metrics.find(step, "eval_loss")) is None:
             self.trainer.evaluate()
-
-    def _as_main(self, value: Any) -> Any:
-        """Return what the first process passes: all must take the same turn."""
-        values = [value]
-        if self.trainer.args.world_size > 1:
-            torch.distributed.broadcast_object_list(values)
-        return values[0]
 
     def _load_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint of the last step; Trainer would train one step more."""
@@ -187,20 +211,22 @@ class Training:
     def after(self) -> None:
         """Measure the trained model, unless its last step was evaluated."""
         self._evaluate_once(self.trainer.state.global_step)
+        self.answers = self._answers()
         self.board.update(activity="Exporting")
 
     def hand_over(self) -> Result:
-        """Write the artifact and return the result; ranks but the first only wait."""
-        result = self._export() if self.is_main else Result.succeeded()
+        """Write the artifact and return the result; other ranks only give their part of it."""
+        weights = distributed.gather_weights(self.trainer, self.plan, self.device.dtype)
+        result = self._export(weights) if self.is_main else Result.succeeded()
         self._wait()
         self.board.update(activity="Done")
-        _leave_group()
+        distributed.leave()
         return result
 
-    def _export(self) -> Result:
+    def _export(self, weights: dict[str, torch.Tensor] | None) -> Result:
         folder = export.stage(self.config, self.paths)
         self._write_report(folder)
-        self._write_weights(folder)
+        self._write_weights(folder, weights)
         result = Result.succeeded(
             message=self._summary(),
             artifact=export.artifact_of(self.config, folder),
@@ -209,16 +235,31 @@ class Training:
         export.hand_over(self.config, self.paths, folder, result)
         return result
 
+    @property
+    def _start(self) -> ModelStart:
+        return start_of(self.config.spec.model.source, self.config.starts, "model.source")
+
     def _write_report(self, folder: Path) -> None:
-        base = Source.parse(self.config.spec.model.source, "model.source").model_name
-        facts = saved_facts(self.paths.data)
-        if facts is not None:
-            parts = [part for _, part in parts_of(self.config.spec)]
-            card = model_card(self.config, base, parts, facts, self._trained())
-            (folder / "README.md").write_text(card)
+        data = self._report_data()
+        (folder / "README.md").write_text(model_card(data))
+        (folder / "report.html").write_text(render(data))
         export.write_metrics(self.paths.metrics, folder)
-        if self.config.spec.evaluation.sample_prompts:
-            self._write_samples(folder)
+        if data.samples:
+            write_json(folder / "samples.json", [asdict(sample) for sample in data.samples])
+
+    def _report_data(self) -> ReportData:
+        result = record(self.board, self.metrics)
+        return ReportData(
+            config=self.config,
+            plan=self.plan,
+            parts=[part for _, part in parts_of(self.config.spec)],
+            facts=self.facts,
+            trained=self._trained(),
+            entries=self.metrics.entries,
+            measured=result["measured"],
+            stability=result.get("stability"),
+            samples=self._samples(),
+        )
 
     def _trained(self) -> Trained:
         state, arguments = self.trainer.state, self.trainer.args
@@ -237,24 +278,27 @@ class Training:
             tokens_per_second=self.board.tokens_per_second,
         )
 
-    def _write_samples(self, folder: Path) -> None:
-        before = read_json(self.paths.answers_before)
+    def _samples(self) -> list[Sample]:
         prompts = self.config.spec.evaluation.sample_prompts
-        rows = zip(prompts, before, self._answers(), strict=True)
-        write_json(
-            folder / "samples.json",
-            [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
-        )
+        if not prompts:
+            return []
+        answers = zip(prompts, read_json(self.paths.answers_before), self.answers, strict=True)
+        return [Sample(prompt, before, after) for prompt, before, after in answers]
 
-    def _write_weights(self, folder: Path) -> None:
-        base = Source.parse(self.config.spec.model.source, "model.source").model_name
+    def _write_weights(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        base = Source.parse(self._start.base, "model.source").model_name
+        if self._start.merge:
+            # That model is nowhere but in the workspace: the adapter must not load on another.
+            base = self.config.spec.model.source
         card = (folder / "README.md").read_bytes()
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        export.write_model(model, self.tokenizer, folder, base)
+        export.write_model(model, self.tokenizer, folder, base, weights)
         # PEFT writes a card of its own.
         (folder / "README.md").write_bytes(card)
-        if self.config.spec.output.merged and self.config.spec.adapter.type != "full":
-            merged = self._unquantised(folder) if self._is_quantised else model
+        merges = self.config.spec.output.merged or self._start.merge
+        if merges and self.config.spec.adapter.type != "full":
+            is_whole = weights is None and not self._is_quantised
+            merged = model if is_whole else self._unquantised(folder)
             stored = AutoConfig.from_pretrained(
                 self.paths.model, trust_remote_code=self._trust
             ).dtype
@@ -269,10 +313,8 @@ class Training:
         return self.config.spec.adapter.type == "qlora"
 
     def _unquantised(self, adapter: Path) -> Any:
-        """Return the adapter on the unquantised base: 4 bits would lose what it learned."""
-        base = AutoModelForCausalLM.from_pretrained(
-            self.paths.model, dtype=self.device.dtype, trust_remote_code=self._trust
-        )
+        """Return the adapter on the base as stored: 4 bits would lose what it learned."""
+        base = load_whole(self.paths.model, self.config.spec, self.device.dtype)
         return PeftModel.from_pretrained(base, str(adapter))
 
     def _summary(self) -> str:
@@ -288,12 +330,6 @@ class Training:
         self.trainer.accelerator.wait_for_everyone()
 
 
-def _leave_group() -> None:
-    """Part from the other processes; at the interpreter's end one would abort for the other's."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:
     """Return what every result carries, however the run ended: step, metrics and measured peaks."""
     speed = board.tokens_per_second
@@ -303,4 +339,5 @@ def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:
         "step": board.progress.step,
         "metrics": {name: value for name, value in summary.items() if math.isfinite(value)},
         "measured": {name: round(value, 3) for name, value in measured.items()},
+        "stability": board.stability,
     }

@@ -9,7 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_api import metrics as catalogue
+from finetune_api.metrics import OwnMetric
+from finetune_trainer.peaks import peak_memory
 from finetune_trainer.progress import ProgressBoard
+
+_VERDICTS = {"Stable": 0, "Warning": 1, "Unstable": 2}
 
 
 class TrainingCollector(Collector):
@@ -20,42 +25,70 @@ class TrainingCollector(Collector):
         self.job = job
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one gauge per known number, and the counter of tokens."""
-        progress = self.board.progress
-        values = {
-            "finetune_step": (progress.step, "Optimizer steps done."),
-            "finetune_total_steps": (progress.total_steps, "Optimizer steps planned."),
-            "finetune_epoch": (progress.epoch, "Passes over the data."),
-            "finetune_loss": (progress.loss, "Newest training loss."),
-            "finetune_eval_loss": (progress.eval_loss, "Newest held-out loss."),
-            "finetune_eval_loss_before": (
-                progress.eval_loss_before,
-                "Held-out loss before training.",
-            ),
-            "finetune_learning_rate": (progress.learning_rate, "Current learning rate."),
-            "finetune_grad_norm": (progress.grad_norm, "Norm of the gradient before clipping."),
-            "finetune_tokens_per_second": (progress.tokens_per_second, "Trained tokens a second."),
-            "finetune_step_seconds": (self.board.step_seconds, "Duration of the newest step."),
-            "finetune_eta_seconds": (progress.eta_seconds, "Estimated seconds to the last step."),
-            "finetune_checkpoint_step": (
-                progress.checkpoint_step,
-                "Step of the newest complete checkpoint.",
-            ),
-            "finetune_checkpoint_timestamp_seconds": (
-                self.board.checkpoint_time,
-                "When the newest checkpoint was written, in seconds since 1970.",
-            ),
-        }
-        for name, (value, help_text) in values.items():
+        """Yield what TRL logged, what the trainer measures itself, and the findings."""
+        for metric, value in self._measured():
             if value is not None:
-                gauge = GaugeMetricFamily(name, help_text, labels=list(self.job))
-                gauge.add_metric(list(self.job.values()), float(value))
-                yield gauge
-        tokens = CounterMetricFamily(
-            "finetune_trained_tokens", "Tokens that this process trained on.", labels=list(self.job)
-        )
-        tokens.add_metric(list(self.job.values()), float(self.board.tokens))
-        yield tokens
+                yield self._family(metric, {(): value})
+        for metric, samples in (
+            (catalogue.GPU_MEMORY, self._peaks()),
+            (catalogue.FINDINGS, self._findings()),
+        ):
+            if samples:
+                yield self._family(metric, samples)
+        yield from self._logged()
+
+    def _measured(self) -> list[tuple[OwnMetric, float | None]]:
+        board, progress = self.board, self.board.progress
+        memory = peak_memory()
+        return [
+            (catalogue.STEP, progress.step),
+            (catalogue.TOTAL_STEPS, progress.total_steps),
+            (catalogue.EPOCH, progress.epoch),
+            (catalogue.EVAL_LOSS_BEFORE, progress.eval_loss_before),
+            (catalogue.TOKENS, board.tokens),
+            (catalogue.TOKENS_PER_SECOND, progress.tokens_per_second),
+            (catalogue.STEP_SECONDS, board.step_seconds),
+            (catalogue.ETA_SECONDS, progress.eta_seconds),
+            (catalogue.MODEL_FLOPS_UTILIZATION, board.utilization),
+            (catalogue.CHECKPOINT_STEP, progress.checkpoint_step),
+            (catalogue.CHECKPOINT_TIMESTAMP, board.checkpoint_time),
+            (catalogue.HOST_MEMORY, memory.host),
+            (catalogue.GPU_MEMORY_USED, memory.used),
+            (
+                catalogue.VERDICT,
+                _VERDICTS.get(board.stability.verdict) if board.stability else None,
+            ),
+        ]
+
+    def _peaks(self) -> dict[tuple[str, ...], float]:
+        memory = peak_memory()
+        peaks = {("allocated",): memory.allocated, ("reserved",): memory.reserved}
+        return {kind: value for kind, value in peaks.items() if value is not None}
+
+    def _findings(self) -> dict[tuple[str, ...], float]:
+        counts = self.board.finding_counts
+        return {(rule, severity): count for (rule, severity), count in counts.items()}
+
+    def _logged(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for key, value in self.board.logged.items():
+            metric = catalogue.exported(key)
+            if metric is None:
+                continue
+            labels = self.job if metric.reward is None else self.job | {"reward": metric.reward}
+            if metric.name not in families:
+                families[metric.name] = GaugeMetricFamily(
+                    metric.name, metric.help, labels=list(labels)
+                )
+            families[metric.name].add_metric(list(labels.values()), value)
+        yield from families.values()
+
+    def _family(self, metric: OwnMetric, samples: dict[tuple[str, ...], float]) -> Metric:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = kind(metric.name, metric.help, labels=[*self.job, *metric.labels])
+        for labels, value in samples.items():
+            family.add_metric([*self.job.values(), *labels], float(value))
+        return family
 
 
 def start(board: ProgressBoard, job: dict[str, str], port: int) -> ThreadingHTTPServer:

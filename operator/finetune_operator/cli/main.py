@@ -46,7 +46,8 @@ async def run(options: settings.Settings) -> None:
             api, store, queue, namespaces=options.namespaces, interval=options.resync_seconds
         )
         health = Health(queue, resync)
-        reconciler = Reconciler(api, store, Follower(read, queue.add), options.trainer)
+        follower = Follower(read, queue.add)
+        reconciler = Reconciler(api, store, follower, options.trainer, queue.add)
         async with _serving(options, application(health, store, queue)):
             await _fill(resync)
             health.ready = True

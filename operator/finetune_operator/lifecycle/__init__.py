@@ -1,10 +1,11 @@
 """The state machine: from a job and its pods as they are to what is to be done; pure, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from finetune_api.trainer import ProgressReport
 from finetune_operator.lifecycle.advance import advance
+from finetune_operator.lifecycle.chains import awaits, chain_of
 from finetune_operator.lifecycle.draft import Decision, Draft, Event
 from finetune_operator.lifecycle.finish import conclude, expire, reopened
 from finetune_operator.lifecycle.job import Job
@@ -12,7 +13,7 @@ from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.refusal import rejected
 from finetune_operator.lifecycle.settle import adopt, settle
 
-__all__ = ["Decision", "Event", "Job", "Pod", "decide", "rejected"]
+__all__ = ["Decision", "Event", "Job", "Pod", "awaits", "chain_of", "decide", "rejected"]
 
 
 def decide(
@@ -22,6 +23,8 @@ def decide(
     now: datetime,
     report: ProgressReport | None = None,
     confirmed: bool = False,
+    chain: Mapping[str, Job] | None = None,
+    awaited: bool = False,
 ) -> Decision:
     """Return what is to be done about a job.
 
@@ -31,8 +34,12 @@ def decide(
         now: The time, with time zone.
         report: What the trainer said last about its progress.
         confirmed: Whether pods was just listed from the API server, so that absence is a fact.
+        chain: The jobs that it waits for, and those that they wait for, by name.
+        awaited: Whether another job has yet to look up its model.
     """
-    draft = Draft(job, pods, now=now, report=report, confirmed=confirmed)
+    draft = Draft(
+        job, pods, now=now, report=report, confirmed=confirmed, chain=chain, awaited=awaited
+    )
     if job.deleting:
         return draft.unchanged()
     if not draft.finished or reopened(draft):

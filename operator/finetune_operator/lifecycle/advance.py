@@ -6,11 +6,13 @@ from typing import Final
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
+from finetune_operator.lifecycle.chains import sources_ready
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_problem
 from finetune_operator.lifecycle.retry import next_start
 from finetune_operator.lifecycle.settle import SPEC_CHANGED, fail
+from finetune_operator.lifecycle.stability import show_stability
 from finetune_operator.planning.quantity import from_gib, to_gib
 from finetune_operator.workloads import Launch
 
@@ -22,13 +24,16 @@ def advance(draft: Draft) -> None:
     if draft.job.spec.run_policy.suspend:
         _suspend(draft)
         return
-    _resume(draft)
+    draft.conditions.clear(ConditionType.SUSPENDED, "Resumed")
+    if draft.active is not None and draft.outdated(draft.pods_of(draft.active)):
+        draft.close(draft.active, state="Stopped", message=SPEC_CHANGED)
+    if draft.active is None and not sources_ready(draft):
+        return
+    if draft.status.start_time is None:
+        draft.update(start_time=draft.stamp)
     if _deadline_passed(draft):
         limit = draft.job.spec.run_policy.active_deadline_seconds
         fail(draft, Reason.DEADLINE_EXCEEDED, f"The job was active for {limit} seconds.")
-    elif draft.active is not None and draft.outdated(draft.pods_of(draft.active)):
-        draft.close(draft.active, state="Stopped", message=SPEC_CHANGED)
-        _start(draft)
     elif draft.active is not None:
         _observe(draft, draft.active)
     else:
@@ -50,12 +55,6 @@ def _suspend(draft: Draft) -> None:
     draft.update(start_time=None)
     draft.conditions.set(ConditionType.SUSPENDED, True, "Suspended", "runPolicy.suspend is true.")
     draft.conditions.clear(ConditionType.POD_PROBLEM, "Suspended")
-
-
-def _resume(draft: Draft) -> None:
-    draft.conditions.clear(ConditionType.SUSPENDED, "Resumed")
-    if draft.status.start_time is None:
-        draft.update(start_time=draft.stamp)
 
 
 def _deadline_passed(draft: Draft) -> bool:
@@ -89,9 +88,7 @@ def _start(draft: Draft) -> None:
         draft.confirm = True
         return
     draft.launch = launch
-    draft.attempts.append(
-        Attempt(role=launch.role, number=launch.number, state="Active", start_time=draft.stamp)
-    )
+    draft.begin(launch.role, launch.number, draft.stamp)
     if prepared:
         _starting(draft)
     else:
@@ -172,9 +169,9 @@ def _running(draft: Draft, attempt: Attempt, pods: list[Pod]) -> None:
     draft.follow = pods[0]
     if report is not None:
         step = report.progress.checkpoint_step
+        show_stability(draft, report.stability)
         draft.update(
             progress=report.progress,
-            stability=report.stability,
             checkpoint=draft.status.checkpoint if step is None else Checkpoint(step=step),
         )
     if exporting:

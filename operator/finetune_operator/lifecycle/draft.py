@@ -1,13 +1,14 @@
 """The decision about one job while it is being made."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.trainer import ProgressReport
@@ -58,12 +59,16 @@ class Draft:
         now: datetime,
         report: ProgressReport | None = None,
         confirmed: bool = False,
+        chain: Mapping[str, Job] | None = None,
+        awaited: bool = False,
     ) -> None:
         self.job = job
         self.pods = pods
         self.now = now
         self.report = report
         self.confirmed = confirmed
+        self.chain = chain or {}
+        self.awaited = awaited
         self.status = job.status
         self.attempts = list(job.status.attempts)
         self.conditions = Conditions(
@@ -119,6 +124,19 @@ class Draft:
         """Record the end of an attempt."""
         index = self.attempts.index(attempt)
         self.attempts[index] = attempt.model_copy(update={"finish_time": self.stamp, **fields})
+
+    def begin(self, role: Literal["prepare", "trainer"], number: int, started: datetime) -> None:
+        """Record the start of an attempt."""
+        plan = self.status.plan if role == names.TRAINER_ROLE else None
+        self.attempts.append(
+            Attempt(
+                role=role,
+                number=number,
+                state="Active",
+                start_time=started,
+                plan=plan.summary if plan is not None else None,
+            )
+        )
 
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Emit an Event once the status is written."""

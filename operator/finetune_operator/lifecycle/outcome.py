@@ -26,6 +26,11 @@ class Outcome:
         """What follows from a failure; None when there was none."""
         return None if self.reason is None else FAILURES[self.reason].retry
 
+    @property
+    def may_just_stop(self) -> bool:
+        """Whether it is as good as a stop while the job is suspended: nothing follows from it."""
+        return self.retry is not RetryClass.USER and self.reason is not Reason.ROLLED_BACK
+
 
 def outcome_of(pod: Pod) -> Outcome | None:
     """Return how a pod ended; None while it has not."""

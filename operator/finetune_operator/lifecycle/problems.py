@@ -1,13 +1,13 @@
 """Why a pod cannot start, or does not end, in words."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.trainer import TrainerConfig
 from finetune_operator.lifecycle.pods import Pod
 
 GRACE: Final = timedelta(seconds=20)
@@ -103,14 +103,16 @@ def _unschedulable(pod: Pod, message: str, since: datetime) -> Problem:
 
 
 def _missing(pod: Pod, reason: Reason, kind: str, name: str) -> Problem:
-    field = _field_that_names(pod.config.spec, kind, name)
+    field = _field_that_names(pod.config, kind, name)
     message = f"{field} is {name}, but namespace {pod.namespace} has no {kind} of that name."
     return Problem(reason.value, message, fatal=True)
 
 
-def _field_that_names(spec: FineTuneJobSpec, kind: str, name: str) -> str:
+def _field_that_names(config: TrainerConfig, kind: str, name: str) -> str:
+    spec = config.spec
     if kind == "Secret":
         fields = {"model.secret": spec.model.secret, "dataset.secret": spec.dataset.secret}
+        fields |= {f"The secret of {one}": start.secret for one, start in config.starts.items()}
     else:
         fields = {
             "output.claim": spec.output.claim,
@@ -118,7 +120,14 @@ def _field_that_names(spec: FineTuneJobSpec, kind: str, name: str) -> str:
             "The claim of model.source": _claim_of(spec.model.source),
             "The claim of dataset.source": _claim_of(spec.dataset.source or ""),
         }
+        fields |= {f"The claim of {part}": _claim_of(part) for part in _parts(config)}
     return next((field for field, named in fields.items() if named == name), f"A {kind}")
+
+
+def _parts(config: TrainerConfig) -> Iterator[str]:
+    """Yield where the models of other jobs lie that the job starts from."""
+    for start in config.starts.values():
+        yield from (start.base, *start.merge, start.adapter or "")
 
 
 def _claim_of(source: str) -> str | None:

@@ -15,9 +15,9 @@ _LONGEST: Final = timedelta(seconds=300)
 
 def next_start(attempts: Sequence[Attempt], failures: int) -> datetime | None:
     """Return when the attempt after the last one may start; None is at once."""
-    if not attempts or attempts[-1].state != "Failed":
+    last = attempts[-1] if attempts else None
+    if last is None or last.state != "Failed" or last.reason == Reason.ROLLED_BACK:
         return None
-    last = attempts[-1]
     if last.finish_time is None:
         raise ValueError(f"attempt {last.number} has failed but has no finishTime")
     tries = fruitless(attempts) if _preempted(last) else failures

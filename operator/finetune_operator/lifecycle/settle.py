@@ -1,5 +1,6 @@
 """Attempts that have ended, and what follows from their ends."""
 
+from datetime import timedelta
 from typing import Final, Literal
 
 from finetune_api import names
@@ -8,7 +9,9 @@ from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
 from finetune_api.trainer import Result
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.outcome import Outcome, outcome_of
+from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.retry import MOST_FRUITLESS, fruitless
+from finetune_operator.lifecycle.stability import roll_back, show_stability
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.status import final_progress, stopped_progress
 
@@ -17,6 +20,8 @@ _IN_VAIN: Final = (
     f"Gave up after {MOST_FRUITLESS} attempts in a row that got no further than the one before:"
     " find out what ends the pods, then delete the job and apply it again."
 )
+_PEERS: Final = timedelta(seconds=5)
+"""How long a pod that may only have lost its peer waits for the peer's own words."""
 _ROLES: Final[tuple[Literal["prepare", "trainer"], ...]] = ("prepare", "trainer")
 
 
@@ -36,10 +41,12 @@ def adopt(draft: Draft) -> None:
 def _adopt(draft: Draft, role: Literal["prepare", "trainer"], number: int) -> None:
     pods = [pod for pod in draft.pods if (pod.role, pod.attempt) == (role, number)]
     started = min(pod.created for pod in pods)
-    draft.attempts.append(Attempt(role=role, number=number, state="Active", start_time=started))
-    if role == names.TRAINER_ROLE and draft.status.plan is None and not draft.outdated(pods):
+    if draft.status.plan is None and not draft.outdated(pods):
         config = pods[0].config
-        draft.update(plan=config.plan, preparation=config.preparation)
+        draft.update(starts=config.starts)
+        if role == names.TRAINER_ROLE:
+            draft.update(plan=config.plan, preparation=config.preparation)
+    draft.begin(role, number, started)
 
 
 def settle(draft: Draft) -> None:
@@ -67,19 +74,35 @@ def _outcome(draft: Draft, attempt: Attempt) -> Outcome | None:
     pods = draft.pods_of(attempt)
     ends = [(pod, outcome_of(pod)) for pod in pods]
     failures = [
-        (pod.termination.finished_at if pod.termination else None, pod.rank, outcome)
+        _Failure(draft, pod, outcome)
         for pod, outcome in ends
         if outcome is not None and outcome.reason is not None
     ]
     if failures:
-        # The first to fail knows why; the others only lost their peer.
-        return min(failures, key=lambda entry: (entry[0] or draft.now, entry[1]))[2]
+        first = min(failures, key=lambda failure: failure.order)
+        if first.vague and any(outcome is None for _, outcome in ends):
+            draft.wake_at(first.ended + _PEERS)
+            return first.outcome if draft.now >= first.ended + _PEERS else None
+        return first.outcome
     if len(pods) < _expected(draft, attempt):
         draft.confirm = not draft.confirmed
         missing = Outcome(Reason.POD_DELETED, f"A pod of {_title(attempt)} is gone.")
         return None if draft.confirm else missing
     outcomes = [outcome for _, outcome in ends]
     return outcomes[0] if all(outcome is not None for outcome in outcomes) else None
+
+
+class _Failure:
+    """The failure of one pod of an attempt, to be held against those of the others."""
+
+    def __init__(self, draft: Draft, pod: Pod, outcome: Outcome) -> None:
+        self.outcome = outcome
+        finished = pod.termination.finished_at if pod.termination else None
+        self.ended = finished or draft.now
+        self.vague = outcome.reason is Reason.INTERNAL_ERROR and finished is not None
+        """Whether it may be no more than that a peer was lost."""
+        # The first to fail knows why, and times are in whole seconds.
+        self.order = (self.vague, self.ended, pod.rank)
 
 
 def _expected(draft: Draft, attempt: Attempt) -> int:
@@ -100,7 +123,7 @@ def _close(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
     elif attempt.role == names.PREPARE_ROLE and draft.status.plan is not None:
         # Its pod is gone, but its facts and the plan are at hand.
         draft.close(attempt, state="Succeeded")
-    elif draft.job.spec.run_policy.suspend and outcome.retry is not RetryClass.USER:
+    elif draft.job.spec.run_policy.suspend and outcome.may_just_stop:
         _record(draft, attempt, outcome, state="Stopped")
     else:
         _record(draft, attempt, outcome, state="Failed")
@@ -111,6 +134,7 @@ def _record(
     draft: Draft, attempt: Attempt, outcome: Outcome, *, state: Literal["Failed", "Stopped"]
 ) -> None:
     result = outcome.result
+    show_stability(draft, result.stability if result is not None else None)
     progress = draft.status.progress
     step = result.step if result is not None else None
     if step is None and progress is not None and attempt.role == names.TRAINER_ROLE:
@@ -160,6 +184,7 @@ def _plan(draft: Draft, result: Result) -> None:
 
 
 def _complete(draft: Draft, result: Result) -> None:
+    show_stability(draft, result.stability)
     artifact = result.artifact
     where = f"The {artifact.kind} is at {artifact.uri}." if artifact else "The model is written."
     draft.say(Phase.SUCCEEDED, where)
@@ -183,6 +208,11 @@ def _failed(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
     if outcome.retry is RetryClass.USER:
         # What the trainer says of the user's input names the fix; exit codes alone do not.
         fail(draft, reason, outcome.message, advised=outcome.result is not None)
+        return
+    if reason is Reason.ROLLED_BACK:
+        why_not = roll_back(draft, outcome)
+        if why_not is not None:
+            fail(draft, Reason.TRAINING_UNSTABLE, why_not)
         return
     if outcome.retry is RetryClass.PREEMPTED:
         if fruitless(draft.attempts) >= MOST_FRUITLESS:
@@ -215,6 +245,6 @@ def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:
     plan, preparation = draft.status.plan, draft.status.preparation
     if plan is None or preparation is None:
         return False
-    smaller = smaller_plan(draft.job.spec, preparation, plan, reason)
+    smaller = smaller_plan(draft.job.spec, preparation, plan, reason, Inventory())
     draft.update(plan=smaller or plan)
     return smaller is not None

@@ -1,30 +1,54 @@
 """The next smaller plan after an attempt that ran out of memory."""
 
+from typing import Any, Final
+
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
-from finetune_operator.planning.memory import Candidate, estimate
+from finetune_operator.planning.candidates import (
+    Inventory,
+    PlanInfeasibleError,
+    smallest_micro_batch,
+)
+from finetune_operator.planning.memory import Candidate, Checkpointing, estimate
+from finetune_operator.planning.planner import first_that_fits, gpu_memory
 from finetune_operator.planning.quantity import from_gib, to_gib
+from finetune_operator.planning.reasons import gpu_name, summarized
+
+_MORE_CHECKPOINTING: Final[dict[Checkpointing, Checkpointing]] = {
+    "none": "selective",
+    "selective": "full",
+}
 
 
 def smaller_plan(
-    spec: FineTuneJobSpec, preparation: Preparation, plan: Plan, reason: Reason
+    spec: FineTuneJobSpec,
+    preparation: Preparation,
+    plan: Plan,
+    reason: Reason,
+    inventory: Inventory,
 ) -> Plan | None:
     """Return a plan that needs less of what ran out; None when the spec leaves no room."""
     if reason is Reason.HOST_OUT_OF_MEMORY:
         return None if spec.resources.memory else _with_more_host_memory(plan)
-    if plan.micro_batch_size % 2 == 0 and spec.training.micro_batch_size == "auto":
-        halved = plan.model_copy(
-            update={
-                "micro_batch_size": plan.micro_batch_size // 2,
-                "gradient_accumulation_steps": plan.gradient_accumulation_steps * 2,
-            }
+    half = plan.micro_batch_size // 2
+    halves = plan.micro_batch_size % 2 == 0 and half >= smallest_micro_batch(spec)
+    if halves and spec.training.micro_batch_size == "auto":
+        accumulation = plan.gradient_accumulation_steps * 2
+        change: dict[str, Any] = {
+            "micro_batch_size": half,
+            "gradient_accumulation_steps": accumulation,
+        }
+        words = f"Micro-batch {half} x {accumulation}: out of GPU memory with twice as large ones."
+        return _changed(spec, preparation, plan, inventory, change, words)
+    more = _MORE_CHECKPOINTING.get(plan.gradient_checkpointing)
+    if more is not None and spec.training.gradient_checkpointing == "auto":
+        words = (
+            f"Gradient checkpointing {more}: out of GPU memory with {plan.gradient_checkpointing}."
         )
-        return _explained(spec, preparation, halved, "Micro-batch halved: out of GPU memory.")
-    if plan.gradient_checkpointing != "full" and spec.training.gradient_checkpointing == "auto":
-        checkpointed = plan.model_copy(update={"gradient_checkpointing": "full"})
-        return _explained(spec, preparation, checkpointed, "Checkpointing on: out of GPU memory.")
-    return None
+        change = {"gradient_checkpointing": more}
+        return _changed(spec, preparation, plan, inventory, change, words)
+    return _with_more_gpus(spec, preparation, plan, inventory)
 
 
 def _with_more_host_memory(plan: Plan) -> Plan:
@@ -33,21 +57,45 @@ def _with_more_host_memory(plan: Plan) -> Plan:
     return plan.model_copy(update={"host_memory": memory, "reasons": reasons})
 
 
-def _explained(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan, why: str) -> Plan:
-    candidate = Candidate(
-        gpus=plan.gpus,
-        strategy=plan.strategy,
-        micro_batch_size=plan.micro_batch_size,
-        max_length=plan.max_length,
-        checkpointing=plan.gradient_checkpointing,
-        precision=plan.precision,
-    )
-    head, _, _ = plan.summary.rpartition(", micro-batch ")
-    return plan.model_copy(
+def _with_more_gpus(
+    spec: FineTuneJobSpec, preparation: Preparation, plan: Plan, inventory: Inventory
+) -> Plan | None:
+    """Return a plan on more GPUs whose estimate is smaller: the last estimate was too low."""
+    if spec.resources.gpu.count != "auto":
+        return None
+    estimated = Inventory(plan.memory.total, inventory.gpus_per_node)
+    tighter = spec.model_copy(
         update={
-            "memory": estimate(spec, preparation.model, candidate),
-            "summary": f"{head}, micro-batch {plan.micro_batch_size}"
-            f" x {plan.gradient_accumulation_steps}",
-            "reasons": [*plan.reasons, why],
+            "resources": spec.resources.model_copy(
+                update={"gpu": spec.resources.gpu.model_copy(update={"memory": "auto"})}
+            )
         }
     )
+    try:
+        larger = first_that_fits(tighter, preparation, estimated, beyond=plan.gpus)
+    except PlanInfeasibleError:
+        return None
+    words = f"GPUs {larger.gpus}, {larger.strategy}: out of GPU memory on {plan.gpus}."
+    larger = larger.model_copy(update={"reasons": [*plan.reasons, words]})
+    return summarized(larger, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))
+
+
+def _changed(
+    spec: FineTuneJobSpec,
+    preparation: Preparation,
+    plan: Plan,
+    inventory: Inventory,
+    change: dict[str, Any],
+    words: str,
+) -> Plan:
+    changed = plan.model_copy(update={**change, "reasons": [*plan.reasons, words]})
+    candidate = Candidate(
+        gpus=changed.gpus,
+        strategy=changed.strategy,
+        micro_batch_size=changed.micro_batch_size,
+        max_length=changed.max_length,
+        checkpointing=changed.gradient_checkpointing,
+        precision=changed.precision,
+    )
+    changed = changed.model_copy(update={"memory": estimate(spec, preparation.model, candidate)})
+    return summarized(changed, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))

@@ -39,15 +39,7 @@ class Candidate:
 
 def estimate(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> Memory:
     """Return the memory of one GPU in GiB; of the process, when the candidate has no GPU."""
-    base = _base_weights(spec, model, candidate)
-    trained, gradients, optimizer = _trained_state(spec, model, candidate)
-    shards = max(1, candidate.gpus)
-    weights = base + trained
-    if candidate.strategy in {"fsdp", "zero3"}:
-        # The layer at work and the one fetched ahead are whole on every GPU.
-        weights = weights / shards + 2 * weights / model.layers
-    if candidate.strategy in {"fsdp", "zero2", "zero3"}:
-        gradients, optimizer = gradients / shards, optimizer / shards
+    weights, gradients, optimizer = _spread(spec, model, candidate)
     activations = _activations(spec, model, candidate)
     subtotal = weights + gradients + optimizer + activations
     overhead = (1.0 if candidate.gpus else 1.5) * GIB + 0.05 * subtotal
@@ -62,6 +54,29 @@ def estimate(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> 
     )
 
 
+def _spread(
+    spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate
+) -> tuple[float, float, float]:
+    """Return the bytes of weights, gradients and optimizer states that are on one GPU."""
+    base = _base_weights(spec, model, candidate)
+    trained, gradients, optimizer = _trained_state(spec, model, candidate)
+    weights, shards = base + trained, max(1, candidate.gpus)
+    if candidate.strategy in {"zero2", "zero3"}:
+        # DeepSpeed's own count: beside the bf16 weights 18 bytes a trained weight in ZeRO-2, and 18
+        # with them in ZeRO-3: float32 master weights, two AdamW states, gradients in both formats.
+        count = _trained_count(spec, model)
+        gradients, optimizer = (6.0 if candidate.strategy == "zero2" else 4.0) * count, 12.0 * count
+    if candidate.strategy in {"fsdp", "zero3"}:
+        # Whole on every GPU: the layer at work, the one fetched ahead, and what lies outside of the
+        # layers; and of the gradients those of one layer, on their way to their shards.
+        outside = _embeddings(model) * (4 if candidate.precision == "float32" else 2)
+        weights = weights / shards + 2 * weights / model.layers + outside
+        return weights, gradients / shards + gradients / model.layers, optimizer / shards
+    if candidate.strategy == "zero2":
+        return weights, gradients / shards, optimizer / shards
+    return weights, gradients, optimizer
+
+
 def _base_weights(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> float:
     width = 4 if candidate.precision == "float32" else 2
     copies = 2 if spec.adapter.type == "full" and spec.method in _REFERENCED else 1
@@ -70,12 +85,23 @@ def _base_weights(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate
         return float(width * model.parameters * (copies - 1))
     if spec.adapter.type == "lora":
         return float(width * model.parameters)
-    embeddings = model.vocabulary * model.hidden_size * (1 if model.tied_embeddings else 2)
+    embeddings = _embeddings(model)
     quantization = spec.adapter.quantization
     bits = quantization.bits if quantization else 4
     double = quantization.double_quant if quantization else True
     per_weight = _NF4_BYTES[double] if bits == 4 else 1.0
     return embeddings * width + (model.parameters - embeddings) * per_weight
+
+
+def _embeddings(model: ModelFacts) -> int:
+    """Return the weights of the embedding and of the output head."""
+    return model.vocabulary * model.hidden_size * (1 if model.tied_embeddings else 2)
+
+
+def _trained_count(spec: FineTuneJobSpec, model: ModelFacts) -> int:
+    if spec.adapter.type == "full":
+        return model.parameters
+    return _adapter_parameters(_rank(spec), model)
 
 
 def _trained_state(
@@ -89,7 +115,7 @@ def _trained_state(
             float(width * model.parameters),
             float(2 * width * model.parameters),
         )
-    adapter = _adapter_parameters(_rank(spec), model)
+    adapter = _trained_count(spec, model)
     return 4.0 * adapter, 4.0 * adapter, 8.0 * adapter
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Plan, Preparation
+from finetune_api.status import FineTuneJobStatus
 from finetune_api.trainer import TrainerConfig
 from finetune_operator.workloads.objects import (
     Object,
@@ -47,23 +47,29 @@ def children(
     namespace: str,
     uid: str,
     spec: FineTuneJobSpec,
-    plan: Plan | None,
-    preparation: Preparation | None,
+    status: FineTuneJobStatus,
     launch: Launch,
     settings: TrainerSettings,
 ) -> list[Object]:
-    """Return the objects of an attempt in the order in which they are to be applied."""
+    """Return the objects of an attempt in the order in which they are to be applied.
+
+    Of the status count the plan, the preparation, the starts and the rollbacks.
+    """
+    training = launch.role == names.TRAINER_ROLE
+    plan = status.plan if training else None
     config = TrainerConfig(
         name=name,
         namespace=namespace,
         uid=uid,
         attempt=launch.number,
         spec=spec,
-        plan=plan if launch.role == names.TRAINER_ROLE else None,
-        preparation=preparation if launch.role == names.TRAINER_ROLE else None,
+        plan=plan,
+        preparation=status.preparation if training else None,
+        starts=status.starts,
+        rollbacks=status.rollbacks,
     )
     image = spec.resources.image or settings.image
-    if launch.role == names.PREPARE_ROLE:
+    if not training:
         pod = prepare_pod(config, image=image, env=settings.env, memory=launch.memory)
         claim = [] if spec.resources.workspace.claim else [_workspace_claim(config)]
         return [with_hash(body) for body in (*claim, _pullable(pod, settings))]

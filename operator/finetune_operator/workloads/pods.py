@@ -21,8 +21,6 @@ _USER: Final = 10001
 _TMP: Final = "/tmp"  # noqa: S108 - a volume of the pod, not a folder of this host
 _SHM: Final = "/dev/shm"  # noqa: S108 - the same
 _PREPARE_CPU: Final = "500m"
-_TRAINER_GRACE_SECONDS: Final = 120
-"""Enough to finish a step and write a checkpoint."""
 _PREPARE_GRACE_SECONDS: Final = 10
 
 _QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
@@ -34,9 +32,9 @@ def prepare_pod(
     config: TrainerConfig, *, image: str, env: Mapping[str, str], memory: str
 ) -> Object:
     """Return the pod that fetches and checks model and data; it asks for no GPU."""
-    volumes, mounts = source_volumes(config.spec)
+    volumes, mounts = source_volumes(config)
     container = _container("prepare", image, env)
-    container["envFrom"] = source_secrets(config.spec)
+    container["envFrom"] = source_secrets(config)
     container["volumeMounts"] += [*_storage_mounts(config), *mounts]
     container["resources"] = _resources(_PREPARE_CPU, memory, gpus=0)
     volumes = [*_scratch_volumes(), *_storage_volumes(config), *volumes]
@@ -63,7 +61,7 @@ def trainer_pod(
     container["resources"] = _resources(plan.cpu, plan.host_memory, gpus=plan.gpus_per_node)
     container["ports"] = [{"name": "metrics", "containerPort": names.METRICS_PORT}]
     spec: Object = {
-        "terminationGracePeriodSeconds": _TRAINER_GRACE_SECONDS,
+        "terminationGracePeriodSeconds": config.spec.run_policy.termination_grace_period_seconds,
         "containers": [container],
         "volumes": _one_volume_per_claim(
             [*_scratch_volumes(), *_storage_volumes(config)], container

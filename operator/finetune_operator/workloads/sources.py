@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from finetune_api import names
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.trainer import TrainerConfig
 from finetune_operator.workloads.objects import Object
 
 
-def source_volumes(spec: FineTuneJobSpec) -> tuple[list[Object], list[Object]]:
+def source_volumes(config: TrainerConfig) -> tuple[list[Object], list[Object]]:
     """Return volumes and read-only mounts, one for each claim and ConfigMap that is a source."""
     volumes: list[Object] = []
     mounts: list[Object] = []
-    for scheme, name in sorted(set(_mounted(spec))):
+    for scheme, name in sorted(set(_mounted(config))):
         volume = f"source-{len(volumes)}"
         volumes.append({"name": volume, **_volume(scheme, name)})
         mounts.append(
@@ -24,9 +24,9 @@ def source_volumes(spec: FineTuneJobSpec) -> tuple[list[Object], list[Object]]:
     return volumes, mounts
 
 
-def source_secrets(spec: FineTuneJobSpec) -> list[Object]:
+def source_secrets(config: TrainerConfig) -> list[Object]:
     """Return envFrom entries, one for each Secret of a source."""
-    found = {secret for _, secret in _sources(spec) if secret is not None}
+    found = {secret for _, secret in _sources(config) if secret is not None}
     return [{"secretRef": {"name": secret}} for secret in sorted(found)]
 
 
@@ -37,15 +37,21 @@ def _volume(scheme: str, name: str) -> Object:
     return {"projected": {"sources": [{"configMap": {"name": name, "optional": True}}]}}
 
 
-def _mounted(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    for source, _ in _sources(spec):
+def _mounted(config: TrainerConfig) -> Iterator[tuple[str, str]]:
+    for source, _ in _sources(config):
         scheme, _, rest = source.partition("://")
         if scheme in {"pvc", "configmap"}:
             yield scheme, rest.partition("/")[0]
 
 
-def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
-    """Yield each source URI with its Secret."""
+def _sources(config: TrainerConfig) -> Iterator[tuple[str, str | None]]:
+    """Yield each source URI with its Secret; in place of job://NAME what it stands for."""
+    spec = config.spec
+    for start in config.starts.values():
+        yield start.base, start.secret
+        for adapter in (*start.merge, start.adapter):
+            if adapter is not None:
+                yield adapter, None
     yield spec.model.source, spec.model.secret
     if spec.dataset.source is not None:
         yield spec.dataset.source, spec.dataset.secret

@@ -259,10 +259,11 @@ class Life:
         *pods: Pod,
         confirmed: bool = True,
         report: ProgressReport | None = None,
+        **others: Any,
     ) -> Decision:
         """Decide with these pods at this time, and write the status."""
         job = Job.parse(self.body)
-        decision = decide(job, pods, now=at(seconds), confirmed=confirmed, report=report)
+        decision = decide(job, pods, now=at(seconds), confirmed=confirmed, report=report, **others)
         if decision.status != job.status:
             self.body["status"] = decision.status.to_json()
             self.writes += 1

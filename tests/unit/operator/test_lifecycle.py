@@ -233,29 +233,37 @@ def test_the_jobs_own_fault_stays_its_fault_when_its_pod_is_evicted() -> None:
     assert life.condition("Failed")["reason"] == "TrainingUnstable"
 
 
-def test_out_of_gpu_memory_halves_the_micro_batch_then_checkpoints_then_fails() -> None:
-    life = started(training={"batchSize": 2})
-    sizes, pods, now = [], [prepared_pod(training={"batchSize": 2})], 60.0
-    for number in range(1, 4):
-        plan = life.body["status"]["plan"]
-        sizes.append((plan["microBatchSize"], plan["gradientAccumulationSteps"]))
+def test_out_of_gpu_memory_makes_the_plan_smaller_until_there_is_no_room() -> None:
+    parts: dict[str, Any] = {
+        "training": {"batchSize": 2},
+        "resources": {"gpu": {"count": 1}},
+        "runPolicy": {"backoffLimit": 9},
+    }
+    life = started(**parts)
+    pods, now = [prepared_pod(**parts)], 60.0
+    for number in range(1, 5):
         pods.append(
             make_pod(attempt=number, exit_code=80, result=failure(Reason.GPU_OUT_OF_MEMORY))
         )
         life.step(now, *pods)
         life.step(now + 30, *pods)
         now += 60
-    assert sizes == [(2, 1), (1, 2), (1, 2)]
-    assert life.body["status"]["plan"]["gradientCheckpointing"] == "full"
+    assert [one.get("plan") for one in life.body["status"]["attempts"]] == [
+        None,
+        "1 x 80 GiB GPU, lora, micro-batch 2 x 1",
+        "1 x 80 GiB GPU, lora, micro-batch 1 x 2",
+        "1 x 80 GiB GPU, lora, micro-batch 1 x 2, checkpointing selective",
+        "1 x 80 GiB GPU, lora, micro-batch 1 x 2, checkpointing full",
+    ]
     assert life.phase == "Failed"
     assert life.condition("Failed")["reason"] == "GpuOutOfMemory"
 
 
 def test_a_given_micro_batch_is_kept() -> None:
     training = {"microBatchSize": 4, "gradientCheckpointing": "none"}
-    life = started(training=training)
+    life = started(training=training, resources={"gpu": {"count": 1}})
     pod = make_pod(exit_code=80, result=failure(Reason.GPU_OUT_OF_MEMORY))
-    life.step(60, prepared_pod(training=training), pod)
+    life.step(60, prepared_pod(training=training, resources={"gpu": {"count": 1}}), pod)
     assert life.phase == "Failed"
 
 

@@ -16,6 +16,7 @@ from finetune_operator.planning.quantity import from_gib, to_gib
 from unit.operator.builders import make_plan_of, make_preparation, make_spec
 
 FULL = {"type": "full"}
+SHARED = {"accessMode": "ReadWriteMany"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,16 @@ FULL = {"type": "full"}
         ({"training": {"microBatchSize": 2}}, 1, "single", 2, 8),
         ({"resources": {"gpu": {"count": 4}}}, 4, "ddp", 4, 1),
         ({"resources": {"gpu": {"count": 4}, "strategy": "zero3"}}, 4, "zero3", 4, 1),
+        ({"resources": {"gpu": {"count": "auto"}, "strategy": "ddp"}}, 2, "ddp", 8, 1),
+        ({"resources": {"nodes": 2, "workspace": SHARED}}, 2, "ddp", 8, 1),
+        ({"resources": {"gpu": {"memory": "40Gi"}}, "adapter": FULL}, 2, "fsdp", 1, 8),
+        (
+            {"resources": {"gpu": {"memory": "16Gi", "count": 8}}, "adapter": FULL},
+            8,
+            "fsdp",
+            2,
+            1,
+        ),
         ({"adapter": FULL}, 1, "single", 1, 16),
         (
             {"adapter": FULL, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
@@ -56,9 +67,81 @@ def test_plans(
     assert plan.reasons
 
 
-def test_the_summary_is_for_people() -> None:
-    plan = make_plan_of(resources={"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}})
-    assert plan.summary == "1 x NVIDIA-H100-80GB-HBM3, lora, micro-batch 8 x 2"
+@pytest.mark.parametrize(
+    ("parts", "summary"),
+    [
+        (
+            {"resources": {"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}}},
+            "1 x NVIDIA-H100-80GB-HBM3, lora, micro-batch 8 x 2",
+        ),
+        (
+            {
+                "adapter": FULL,
+                "training": {"gradientCheckpointing": "full"},
+                "resources": {
+                    "gpu": {"count": 16},
+                    "nodes": 2,
+                    "workspace": SHARED,
+                    "strategy": "fsdp",
+                },
+            },
+            "2 nodes x 8 x 80 GiB GPU, full, fsdp, micro-batch 1 x 1, checkpointing full",
+        ),
+        ({"resources": {"gpu": {"count": 0}}}, "CPU, lora, micro-batch 8 x 2"),
+    ],
+)
+def test_the_summary_is_for_people(parts: dict[str, Any], summary: str) -> None:
+    assert make_plan_of(**parts).summary == summary
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "per_node"), [(8, 1, 8), (16, 2, 8), (12, 2, 6), (24, 3, 8)]
+)
+def test_gpus_that_one_node_does_not_have_are_spread_evenly(
+    count: int, nodes: int, per_node: int
+) -> None:
+    plan = make_plan_of(
+        training={"batchSize": count}, resources={"gpu": {"count": count}, "workspace": SHARED}
+    )
+    assert (plan.nodes, plan.gpus_per_node) == (nodes, per_node)
+    assert plan.cpu == str(per_node)
+
+
+def test_several_nodes_are_chosen_only_when_one_is_too_small_and_the_workspace_is_shared() -> None:
+    too_large: dict[str, Any] = {"parameters": 70_000_000_000, "layers": 80, "hidden_size": 8192}
+    spec = make_spec(
+        adapter=FULL,
+        training={"maxLength": 512},
+        resources={"workspace": SHARED},
+    )
+    plan = make_plan(spec, make_preparation(**too_large), Inventory())
+    assert (plan.nodes, plan.gpus_per_node, plan.strategy) == (2, 8, "fsdp")
+    alone = make_spec(adapter=FULL, training={"maxLength": 512})
+    with pytest.raises(PlanInfeasibleError, match="on each of 8 GPUs"):
+        make_plan(alone, make_preparation(**too_large), Inventory())
+
+
+def test_a_paired_loss_keeps_two_sequences_together() -> None:
+    kto = {"method": "kto", "training": {"batchSize": 2}}
+    assert make_plan_of(**kto).micro_batch_size == 2
+    smaller = smaller_plan(
+        make_spec(**kto),
+        make_preparation(),
+        make_plan_of(**kto),
+        Reason.GPU_OUT_OF_MEMORY,
+        Inventory(),
+    )
+    assert smaller is not None
+    assert (smaller.micro_batch_size, smaller.gradient_checkpointing) == (2, "selective")
+
+
+def test_prompts_leave_room_for_the_completion() -> None:
+    parts: dict[str, Any] = {
+        "method": "grpo",
+        "rewards": [{"name": "length", "builtin": "length"}],
+        "generation": {"maxCompletionLength": 256},
+    }
+    assert make_plan_of(**parts).max_length == 900 + 256
 
 
 def test_an_assumed_size_of_the_gpus_is_told() -> None:
@@ -93,12 +176,32 @@ def test_compiling_has_to_pay(steps: int, compiled: bool) -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"resources": {"gpu": {"count": 16}}}, "resources.gpu.count is 16"),
-        ({"resources": {"gpu": {"count": 4}, "nodes": 2}}, "resources.nodes is 2"),
+        (
+            {
+                "training": {"batchSize": 32},
+                "resources": {"gpu": {"count": 32}, "nodes": 2, "workspace": SHARED},
+            },
+            "resources.gpu.count is 32 on resources.nodes 2, but a node has at most 8 GPUs",
+        ),
+        (
+            {"resources": {"gpu": {"count": 16}}},
+            "takes 2 nodes of at most 8 GPUs, but resources.workspace.accessMode is ReadWriteOnce",
+        ),
+        (
+            {"adapter": {"type": "qlora"}, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
+            "resources.strategy is fsdp, which cannot spread the quantised weights",
+        ),
+        (
+            {"method": "ebft", "resources": {"gpu": {"count": 2}, "strategy": "zero3"}},
+            "method ebft reads hidden states",
+        ),
+        (
+            {"method": "kto", "training": {"batchSize": 9}},
+            "the kto loss needs an even number",
+        ),
         ({"resources": {"gpu": {"count": 3}}}, "training.batchSize is 16"),
         ({"training": {"microBatchSize": 3}}, "training.microBatchSize is 3"),
         ({"resources": {"gpu": {"memory": "8Gi", "count": 1}}}, "offers 7.4 of its 8 GiB"),
-        ({"resources": {"gpu": {"count": 0}, "nodes": 2}}, "resources.nodes is 2"),
         (
             {"training": {"batchSize": 5}, "resources": {"gpu": {"count": 2}}},
             "cannot be split over 2 GPUs",
@@ -138,14 +241,39 @@ def test_sharding_and_checkpointing_save_memory() -> None:
     assert total(1, "single", "full") < total(1, "single", "selective") < total(1, "single", "none")
 
 
-def test_smaller_plans() -> None:
-    spec, preparation = make_spec(), make_preparation()
+def test_smaller_plans_one_after_the_other() -> None:
+    spec, preparation = make_spec(training={"batchSize": 4}), make_preparation()
     plan = make_plan(spec, preparation, Inventory())
-    halved = smaller_plan(spec, preparation, plan, Reason.GPU_OUT_OF_MEMORY)
-    assert halved is not None
-    assert (halved.micro_batch_size, halved.gradient_accumulation_steps) == (4, 4)
-    assert halved.memory.total < plan.memory.total
-    assert halved.summary.endswith("micro-batch 4 x 4")
+    seen = []
+    while True:
+        smaller = smaller_plan(spec, preparation, plan, Reason.GPU_OUT_OF_MEMORY, Inventory())
+        if smaller is None:
+            break
+        assert smaller.memory.total < plan.memory.total
+        assert len(smaller.reasons) == len(plan.reasons) + 1
+        plan = smaller
+        seen.append(plan.summary.replace(" x 80 GiB GPU, lora", ""))
+        assert plan.gpus * plan.micro_batch_size * plan.gradient_accumulation_steps == 4
+    assert seen == [
+        "1, micro-batch 2 x 2",
+        "1, micro-batch 1 x 4",
+        "1, micro-batch 1 x 4, checkpointing selective",
+        "1, micro-batch 1 x 4, checkpointing full",
+        "2, fsdp, micro-batch 2 x 1, checkpointing full",
+        "2, fsdp, micro-batch 1 x 2, checkpointing full",
+        "4, fsdp, micro-batch 1 x 1, checkpointing full",
+    ]
+
+
+def test_a_given_count_of_gpus_is_kept() -> None:
+    spec = make_spec(
+        training={"microBatchSize": 1, "gradientCheckpointing": "full"},
+        resources={"gpu": {"count": 1}},
+    )
+    plan = make_plan(spec, make_preparation(), Inventory())
+    assert (
+        smaller_plan(spec, make_preparation(), plan, Reason.GPU_OUT_OF_MEMORY, Inventory()) is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from finetune_operator.api import ApiError, Resource
 from finetune_operator.lifecycle import Pod
 from finetune_operator.progress import Follower
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.store import Store
+from finetune_operator.store import Key, Store
 from finetune_operator.workloads import TrainerSettings
 from unit.operator.builders import (
     NOW,
@@ -136,7 +136,10 @@ class Shell:
         api: Any = self.api
         self.follower = Follower(api, lambda _: None)
         settings = TrainerSettings(image="trainer:1")
-        self._reconcile = Reconciler(api, self.store, self.follower, settings, lambda: now)
+        self.woken: list[Key] = []
+        self._reconcile = Reconciler(
+            api, self.store, self.follower, settings, self.woken.append, lambda: now
+        )
 
     async def run(self) -> float | None:
         return await self._reconcile(KEY)
@@ -197,6 +200,28 @@ async def test_status_then_events() -> None:
     shell = Shell(life.body, pod)
     await shell.run()
     assert shell.api.calls == [("patch", "job"), ("event", "Succeeded")]
+
+
+async def test_a_new_phase_wakes_the_jobs_that_name_the_job() -> None:
+    shell = Shell(make_job_body())
+    second = make_job_body(name="second", uid="second", model={"source": "job://job"})
+    shell.store.put_job(second)
+    await shell.run()
+    assert shell.woken == [("team", "second")]
+    await shell.run()
+    assert shell.woken == [("team", "second")]
+
+
+async def test_a_chained_job_costs_no_request_beyond_its_own() -> None:
+    shell = Shell(make_job_body(model={"source": "job://first"}))
+    artifact = {"uri": "pvc://models/first", "kind": "model"}
+    first = make_job_body(name="first", uid="first", status={"artifact": artifact})
+    shell.store.put_job(first)
+    await shell.run()
+    assert [verb for verb, _ in shell.api.calls] == ["apply", "apply", "patch", "event"]
+    pod = shell.api.live_pods[0]
+    config = Pod.parse(pod).config
+    assert config.starts["job://first"].base == "pvc://models/first"
 
 
 async def test_no_event_for_a_status_that_was_not_written() -> None:

@@ -55,6 +55,34 @@ def test_what_matters_of_a_pod(change: dict[str, Any], matters: bool) -> None:
     assert store.put_pod(make_pod_body(version=2, **change)) is matters
 
 
+def second_job(version: int, **parts: Any) -> dict[str, Any]:
+    return make_job_body(name="second", uid="second", version=version, **parts)
+
+
+def test_jobs_that_name_a_job_are_known_before_and_after_it() -> None:
+    store = Store()
+    store.put_job(second_job(1, model={"source": "job://job"}))
+    assert store.dependants(KEY) == [("team", "second")]
+    rewards = [{"name": "judge", "model": "job://job"}]
+    store.put_job(second_job(2, method="grpo", rewards=rewards))
+    store.put_job(make_job_body(version=3))
+    store.forget_job(make_job_body(version=4))
+    assert store.dependants(KEY) == [("team", "second")]
+    store.put_job(second_job(5))
+    assert store.dependants(KEY) == []
+    store.put_job(second_job(6, model={"source": "job://job"}))
+    store.forget_job(second_job(7))
+    assert store.dependants(KEY) == []
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "DELETED"])
+async def test_a_job_that_comes_or_goes_wakes_those_that_name_it(kind: Any) -> None:
+    store, queue = Store(), Queue[Key]()
+    store.put_job(second_job(1, model={"source": "job://job"}))
+    job_changed(store, queue, kind, make_job_body())
+    assert queue.depth == 2
+
+
 def test_managed_fields_are_not_kept() -> None:
     store = Store()
     body = make_job_body()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api import names
+from finetune_api.status import FineTuneJobStatus, ModelStart
 from finetune_api.trainer import TrainerConfig
 from finetune_operator.workloads import Launch, TrainerSettings, children, desired_hash
 from unit.operator.builders import UID, make_plan_of, make_preparation, make_spec
@@ -14,7 +15,7 @@ SETTINGS = TrainerSettings(image="registry/trainer:1", env={"FINETUNE_DEVICE": "
 
 
 TWO_NODES = {"gpus": 4, "nodes": 2, "gpus_per_node": 2}
-"""What a plan over two nodes says; the planner makes none yet."""
+"""What a plan over two nodes says."""
 
 
 def make_children(
@@ -23,6 +24,7 @@ def make_children(
     *,
     settings: TrainerSettings = SETTINGS,
     plan: dict[str, Any] | None = None,
+    starts: dict[str, ModelStart] | None = None,
     **parts: Any,
 ) -> list[dict[str, Any]]:
     training = role == names.TRAINER_ROLE
@@ -31,8 +33,11 @@ def make_children(
         namespace="team",
         uid=UID,
         spec=make_spec(**parts),
-        plan=make_plan_of(**parts).model_copy(update=plan or {}) if training else None,
-        preparation=make_preparation() if training else None,
+        status=FineTuneJobStatus(
+            plan=make_plan_of(**parts).model_copy(update=plan or {}) if training else None,
+            preparation=make_preparation() if training else None,
+            starts=starts or {},
+        ),
         launch=Launch("trainer" if training else "prepare", number, "4Gi"),
         settings=settings,
     )
@@ -134,6 +139,25 @@ def test_prepare_asks_for_no_gpu_and_mounts_its_sources() -> None:
     read_only = {m["mountPath"]: m.get("readOnly", False) for m in container["volumeMounts"]}
     assert read_only["/sources/pvc/models"]
     assert not read_only["/output"]
+
+
+def test_prepare_mounts_what_the_models_of_other_jobs_are_made_of() -> None:
+    start = ModelStart(
+        base="pvc://bases/llama",
+        merge=["pvc://models/first", "pvc://models/second"],
+        adapter="pvc://adapters/third",
+    )
+    judge = ModelStart(base="hf://a/judge", secret="hub")
+    pod = pod_of("prepare", starts={"job://third": start, "job://judge": judge})
+    for claim in ("bases", "models", "adapters"):
+        volume = volume_of(pod, f"/sources/pvc/{claim}")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim
+    assert container_of(pod)["envFrom"] == [{"secretRef": {"name": "hub"}}]
+
+
+def test_time_to_save_is_passed_on() -> None:
+    pod = pod_of("trainer", runPolicy={"terminationGracePeriodSeconds": 600})
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 600
 
 
 def test_trainer_has_no_secrets_and_no_sources() -> None:

@@ -44,6 +44,18 @@ class Site:
     def write_data(self, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
         return write_rows(self.paths.sources / "pvc/data" / name, rows)
 
+    def write_reward(self, code: str) -> None:
+        """Put a reward function where the ConfigMap `rewards` is mounted."""
+        folder = self.paths.sources / "configmap/rewards"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rewards.py").write_text(code)
+
+    def clear(self) -> None:
+        """Forget all that was prepared and made."""
+        for folder in (self.paths.workspace, self.paths.output):
+            shutil.rmtree(folder)
+            folder.mkdir()
+
     def arguments(self, command: str, config: TrainerConfig) -> list[str]:
         job = self.root / "job.json"
         job.write_text(json.dumps(config.to_json()))

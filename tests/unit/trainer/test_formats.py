@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.spec import DatasetFormat, Method
-from finetune_trainer.data.examples import read_example
+from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.formats import recognise
+from finetune_trainer.data.records import Tokens
 from finetune_trainer.data.render import Renderer, assistant_template
 from unit.trainer.builders import CHAT_TEMPLATE, MARKED_TEMPLATE, save_tokenizer
 
@@ -36,7 +37,8 @@ def rendered(
     tokenizer.chat_template = template
     shape = recognise(row.keys(), DatasetFormat.AUTO, Method.SFT, "data")
     renderer = Renderer(tokenizer, 260, assistant_template(tokenizer, shape.format, assistant_only))
-    tokens = renderer.render(read_example(row, shape, has_template=template is not None))
+    tokens = renderer.render(read_demonstration(row, shape, has_template=template is not None))
+    assert isinstance(tokens, Tokens)
     learned = [token for token in tokens.labels if token != -100]
     texts = tokenizer.batch_decode([tokens.input_ids, learned])
     return shape.format.value, texts[0], texts[1]
@@ -102,7 +104,8 @@ def test_prompts_are_learned_when_completion_only_loss_is_off(
     row = {"prompt": "a ", "completion": "b"}
     shape = recognise(row.keys(), DatasetFormat.AUTO, Method.SFT, "data")
     renderer = Renderer(tokenizer, 260, None, completion_only=False)
-    tokens = renderer.render(read_example(row, shape, has_template=True))
+    tokens = renderer.render(read_demonstration(row, shape, has_template=True))
+    assert isinstance(tokens, Tokens)
     assert tokens.labels == tokens.input_ids
 
 

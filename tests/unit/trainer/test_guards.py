@@ -5,19 +5,13 @@ from typing import Any, cast
 
 import pytest
 from datasets import Dataset
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.failures import Reason
-from finetune_api.trainer import JobFailure
-from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.device import choose_device
 from finetune_trainer.methods import sft
 from finetune_trainer.methods.extra import OWNED
 from finetune_trainer.methods.setup import Setup
-from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.paths import Paths
-from finetune_trainer.progress import ProgressBoard
 from unit.trainer.builders import make_config, make_plan
 
 
@@ -48,19 +42,6 @@ def _setup(folder: Path) -> Setup:
         held_out=nothing,
         longest=10,
     )
-
-
-@pytest.mark.parametrize("name", ["loss", "eval_loss"])
-def test_a_loss_that_is_no_number_ends_training(name: str, tmp_path: Path) -> None:
-    metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    callback = ReportCallback(ProgressBoard(), metrics)
-    state = TrainerState(global_step=7)
-    with pytest.raises(JobFailure, match=f"{name} is nan at step 7") as failure:
-        callback.on_log(
-            TrainingArguments(use_cpu=True), state, TrainerControl(), logs={name: float("nan")}
-        )
-    assert failure.value.reason is Reason.TRAINING_UNSTABLE
-    assert metrics.entries == []
 
 
 def test_a_complete_checkpoint_is_never_replaced(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_an_adapter_and_its_merged_model_load_and_answer_alike(site: Site) -> No
     card = (site.artifact / "README.md").read_text()
     assert f"| held-out loss | {result.metrics['eval_loss_before']:.4f} |" in card
     assert "pvc://data/rows.jsonl, split train" in card
+    assert PROMPT in (site.artifact / "report.html").read_text()
     speed = round(result.measured["tokens_per_second"])
     assert (
         "40 steps of 4 rows: 160 rows seen, 4.44 epochs, on cpu in float32, "

@@ -2,15 +2,12 @@
 # ruff: noqa: ARG002 - the signatures are those of TrainerCallback
 
 import logging
-import math
 import time
 from collections import deque
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.failures import Reason
-from finetune_api.trainer import JobFailure
 from finetune_trainer.logs import fields
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.progress import ProgressBoard
@@ -77,12 +74,13 @@ class ReportCallback(TrainerCallback):
         """Log what is measured; what depends on the machine's speed is on the board alone."""
         if not logs or not {"loss", "eval_loss"} & logs.keys():
             return
-        _check_finite(logs, state.global_step)
         if not state.is_world_process_zero:
             return
-        values = {key: value for key, value in logs.items() if not _is_speed(key)}
+        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        values = {key: value for key, value in numbers.items() if not _is_speed(key)}
         values["num_tokens"] = int(state.num_input_tokens_seen)
         self.metrics.append(state.global_step, values)
+        self.board.measured(values)
         log.info("metrics", extra=fields(step=state.global_step, **values))
         shown = ("loss", "eval_loss", "learning_rate", "grad_norm")
         self.board.update(**{name: logs[name] for name in shown if name in logs})
@@ -120,17 +118,6 @@ class ReportCallback(TrainerCallback):
             epoch=float(state.epoch or 0),
             **values,
         )
-
-
-def _check_finite(logs: dict[str, Any], step: int) -> None:
-    """Raise JobFailure when a loss is not a number: every further step would be wasted."""
-    for name in ("loss", "eval_loss"):
-        if not math.isfinite(logs.get(name, 0.0)):
-            raise JobFailure(
-                Reason.TRAINING_UNSTABLE,
-                f"{name} is {logs[name]} at step {step}, expected a finite number: lower "
-                "training.learningRate, or look for broken rows in the data.",
-            )
 
 
 def _is_speed(name: str) -> bool:

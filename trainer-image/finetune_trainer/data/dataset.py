@@ -1,27 +1,32 @@
 """Makes the token rows of a job: fetched files in, two folders of Arrow files out."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
-from pyarrow import compute
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failures import Reason
-from finetune_api.spec import DatasetPart, FineTuneJobSpec
+from finetune_api.spec import DatasetFormat, FineTuneJobSpec, Method
 from finetune_api.status import DatasetFacts, ModelFacts
 from finetune_api.trainer import JobFailure
-from finetune_trainer.data.examples import RowError, read_example
-from finetune_trainer.data.files import Row, read_rows, split_files
-from finetune_trainer.data.formats import Shape, recognise
-from finetune_trainer.data.lengths import LengthPolicy, max_length
-from finetune_trainer.data.render import Renderer, assistant_template
+from finetune_trainer.data.cells import RowError
+from finetune_trainer.data.examples import read_demonstration
+from finetune_trainer.data.files import Row
+from finetune_trainer.data.formats import Shape
+from finetune_trainer.data.lengths import ONLINE, LengthPolicy, length_policy
+from finetune_trainer.data.parts import FetchedPart
+from finetune_trainer.data.preferences import read_comparison, read_judgement
+from finetune_trainer.data.prompts import decoded, with_real_columns
+from finetune_trainer.data.questions import read_question
+from finetune_trainer.data.records import Completion, Pair, Prompt, Record, Tokens
+from finetune_trainer.data.render import Example, Renderer, assistant_template
 from finetune_trainer.durable import publish, read_json, remove, write_json
 from finetune_trainer.logs import fields
 from finetune_trainer.tokenizer import chat_template
@@ -31,64 +36,16 @@ log = logging.getLogger(__name__)
 FACTS = "facts.json"
 TRAIN, EVAL = "train", "eval"
 
-_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-_PEEK = 100
-"""Rows whose columns decide on the format; optional columns may be missing in some."""
-
-
-@dataclass(frozen=True)
-class FetchedPart:
-    """One part of the mixture, its folder of files and its name in the spec."""
-
-    part: DatasetPart
-    folder: Path
-    field: str
-    """dataset, or dataset.mixture[N]."""
-
-    def rows(self, split: str, split_field: str) -> Iterator[Row]:
-        """Yield the rows of a split with columns renamed."""
-        files = split_files(self.folder, split, self.part.source, split_field)
-        for row in chain.from_iterable(read_rows(file) for file in files):
-            yield self._renamed(row)
-
-    def _renamed(self, row: Row) -> Row:
-        renames = self.part.columns
-        if not renames:
-            return row
-        absent = [name for name in renames if name not in row.values]
-        if absent:
-            raise JobFailure(
-                Reason.DATA_INVALID,
-                f"{self.field}.columns renames {absent[0]}, but {row.place} of {self.part.source} "
-                f"has only {', '.join(row.values)}: correct the name.",
-            )
-        return Row(row.file, row.number, {renames.get(k, k): v for k, v in row.values.items()})
-
-    def shape(self, spec: FineTuneJobSpec) -> Shape:
-        """Return the format by the first rows. Raises JobFailure when empty or unfit."""
-        head = list(islice(self.rows(self.part.split, f"{self.field}.split"), _PEEK))
-        if not head:
-            raise JobFailure(
-                Reason.DATA_INVALID,
-                f"split {self.part.split} of {self.part.source} is empty: expected rows.",
-            )
-        columns = set[str]().union(*(row.values for row in head))
-        return recognise(columns, self.part.format, spec.method, self.part.source)
-
-
-def parts_of(spec: FineTuneJobSpec) -> list[tuple[str, DatasetPart]]:
-    """Return the mixture with each part's name in the spec; a single source is a mixture of one."""
-    dataset = spec.dataset
-    if dataset.mixture is not None:
-        return [(f"dataset.mixture[{i}]", part) for i, part in enumerate(dataset.mixture)]
-    part = DatasetPart(
-        source=dataset.source or "",
-        secret=dataset.secret,
-        split=dataset.split,
-        format=dataset.format,
-        columns=dataset.columns,
-    )
-    return [("dataset", part)]
+_RECORDS: dict[Method, type[Record]] = {
+    Method.SFT: Tokens,
+    Method.DPO: Pair,
+    Method.ORPO: Pair,
+    Method.REWARD: Pair,
+    Method.KTO: Completion,
+    Method.GRPO: Prompt,
+    Method.EBFT: Prompt,
+}
+"""What is stored of a row for each method."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +63,14 @@ class DatasetBuilder:
         staging = target.with_name(f".{target.name}.partial")
         remove(staging)
         staging.mkdir(parents=True)
-        policy = LengthPolicy(
-            max_length(self.spec, self.model.max_positions), self.spec.dataset.too_long
-        )
+        policy = length_policy(self.spec, self.model.max_positions)
         scratch = staging / "parts"
         scratch.mkdir()
         train = self._mixed(scratch, policy)
         held_out = self._eval_split(scratch, policy)
-        policy.check(
-            is_set=self.spec.training.max_length is not None,
-            max_positions=self.model.max_positions,
-        )
+        policy.check()
         train, held_out = self._split(train, held_out)
-        facts = self._save(staging, train, held_out, policy.dropped)
+        facts = self._save(staging, train, held_out, policy)
         remove(scratch)
         write_json(staging / FACTS, facts.to_json())
         remove(target)
@@ -158,8 +110,9 @@ class DatasetBuilder:
         log.info(
             "mixing", extra=fields(source=fetched.part.source, rows=rows, available=len(table))
         )
-        order = np.random.default_rng(self.spec.training.seed).permutation(len(table))
-        return table.select(order[:rows], keep_in_memory=True)
+        return table.select(
+            self._order(len(table), self._group)[: rows - rows % self._group], keep_in_memory=True
+        )
 
     def _eval_split(self, scratch: Path, policy: LengthPolicy) -> Dataset | None:
         split = self.spec.dataset.eval_split
@@ -187,41 +140,73 @@ class DatasetBuilder:
             )
         if not fraction:
             return train, held_out
-        if len(train) < 2:
+        if len(train) < 2 * self._group:
             raise JobFailure(
                 Reason.DATA_INVALID,
                 f"dataset.evalFraction is {fraction}, but there is only one row: add rows.",
             )
-        rows = max(1, round(len(train) * fraction))
-        order = np.random.default_rng(self.spec.training.seed).permutation(len(train))
+        order = self._order(len(train), self._group)
+        rows = max(1, round(len(train) / self._group * fraction)) * self._group
         return (
             train.select(order[rows:], keep_in_memory=True),
             train.select(order[:rows], keep_in_memory=True),
         )
 
+    @property
+    def _group(self) -> int:
+        """Stored rows that belong together: no prompt may be both trained on and held out."""
+        pairs = all(shape.format is DatasetFormat.PREFERENCE for shape in self.shapes)
+        return 2 if pairs and self._kind is Completion else 1
+
+    def _order(self, rows: int, group: int = 1) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Return all row numbers in random order, those of a group behind each other."""
+        order = np.random.default_rng(self.spec.training.seed).permutation(rows // group)
+        indices: np.ndarray[Any, np.dtype[np.int64]] = order[:, None] * group + np.arange(group)
+        return indices.ravel()
+
     def _render(
         self, path: Path, rows: Iterator[Row], shape: Shape, policy: LengthPolicy, limit: int | None
     ) -> Dataset:
-        """Write rows as tokens to an Arrow file and return it, mapped into memory."""
+        """Write rows as they are stored to an Arrow file and return it, mapped into memory."""
         renderer = self._renderer(shape)
-        has_template = chat_template(self.tokenizer) is not None
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        schema = self._kind.SCHEMA
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             kept: list[dict[str, Any]] = []
             for row in islice(rows, limit):
                 try:
-                    example = read_example(row.values, shape, has_template=has_template)
-                    tokens = policy.apply(renderer.render(example), row.place)
+                    record = policy.apply(self._record(row, shape, renderer), row.place)
                 except RowError as error:
                     raise JobFailure(
                         Reason.DATA_INVALID, f"{row.place}: {error}; correct or remove the row."
                     ) from error
-                if tokens is not None:
-                    kept.append({"input_ids": tokens.input_ids, "labels": tokens.labels})
-                if len(kept) == 1000:
-                    writer.write_batch(pa.RecordBatch.from_pylist(kept, _SCHEMA))
+                if record is not None:
+                    kept += [vars(stored) for stored in self._stored(record)]
+                if len(kept) >= 1000:
+                    writer.write_batch(pa.RecordBatch.from_pylist(kept, schema))
                     kept.clear()
-            writer.write_batch(pa.RecordBatch.from_pylist(kept, _SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_pylist(kept, schema))
         return Dataset.from_file(str(path))
+
+    @property
+    def _kind(self) -> type[Record]:
+        return _RECORDS[self.spec.method]
+
+    def _record(self, row: Row, shape: Shape, renderer: Renderer) -> Record:
+        read: Callable[..., Example] = read_demonstration
+        if self.spec.method in ONLINE:
+            read = read_question
+        elif shape.format is DatasetFormat.PREFERENCE:
+            read = read_comparison
+        elif shape.format is DatasetFormat.UNPAIRED_PREFERENCE:
+            read = read_judgement
+        has_template = chat_template(self.tokenizer) is not None
+        return renderer.render(read(row.values, shape, has_template=has_template))
+
+    def _stored(self, record: Record) -> list[Record]:
+        """Return a row's records: KTO takes the answers of a pair one by one."""
+        if isinstance(record, Pair) and self._kind is Completion:
+            return [*record.split()]
+        return [record]
 
     def _renderer(self, shape: Shape) -> Renderer:
         training = self.spec.training
@@ -230,33 +215,36 @@ class DatasetBuilder:
             self.model.vocabulary,
             assistant_template(self.tokenizer, shape.format, training.assistant_only_loss),
             completion_only=training.extra.get("completion_only_loss") is not False,
+            template_options=training.extra.get("chat_template_kwargs") or {},
         )
 
     def _save(
-        self, folder: Path, train: Dataset, held_out: Dataset | None, dropped: int
+        self, folder: Path, train: Dataset, held_out: Dataset | None, policy: LengthPolicy
     ) -> DatasetFacts:
-        train.save_to_disk(str(folder / TRAIN))
-        if held_out is not None:
-            held_out.save_to_disk(str(folder / EVAL))
-        lengths = row_lengths(load_from_disk(str(folder / TRAIN)))
-        longest_held_out = row_lengths(held_out).max(initial=0) if held_out is not None else 0
+        if self.spec.method is Method.KTO:
+            # TRL reads them in this order, epoch by epoch.
+            train = train.select(self._order(len(train)), keep_in_memory=True)
+        splits = {TRAIN: train} | ({} if held_out is None else {EVAL: held_out})
+        lengths = {name: self._lengths(rows) for name, rows in splits.items()}
+        if self._kind is Prompt:
+            splits = with_real_columns(splits, folder / "parts")
+        for name, rows in splits.items():
+            rows.save_to_disk(str(folder / name))
+        longest = max(int(values.max(initial=0)) for values in lengths.values())
         return DatasetFacts(
             format="+".join(dict.fromkeys(shape.format.value for shape in self.shapes)),
-            rows=len(lengths),
+            rows=len(train),
             eval_rows=0 if held_out is None else len(held_out),
-            tokens=int(lengths.sum()),
-            max_tokens=int(max(lengths.max(), longest_held_out)),
-            mean_tokens=round(float(lengths.mean()), 1),
-            p95_tokens=int(np.percentile(lengths, 95)),
-            dropped=dropped,
+            tokens=int(lengths[TRAIN].sum()),
+            max_tokens=longest + policy.reserved,
+            mean_tokens=round(float(lengths[TRAIN].mean()), 1),
+            p95_tokens=int(np.percentile(lengths[TRAIN], 95)),
+            dropped=policy.dropped,
         )
 
-
-def row_lengths(rows: Dataset) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the tokens of each row."""
-    table = rows.flatten_indices(keep_in_memory=True).data.table
-    lengths: list[int] = compute.list_value_length(table.column("input_ids")).to_pylist()
-    return np.array(lengths, dtype=np.int64)
+    def _lengths(self, rows: Dataset) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        table = rows.flatten_indices(keep_in_memory=True).data.table
+        return np.array(self._kind.lengths(table).to_pylist(), dtype=np.int64)
 
 
 def saved_facts(folder: Path) -> DatasetFacts | None:
@@ -266,5 +254,12 @@ def saved_facts(folder: Path) -> DatasetFacts | None:
 
 
 def load_rows(folder: Path, split: str) -> Dataset | None:
-    """Return token rows with the columns input_ids and labels, or None when there are none."""
-    return load_from_disk(str(folder / split)) if (folder / split).exists() else None
+    """Return the rows as their method trains on them, or None when there are none.
+
+    Columns of tokens are lists of whole numbers: those of finetune_trainer.data.records. Rows of
+    prompts have the columns of the data: prompt and whatever rewards read.
+    """
+    if not (folder / split).exists():
+        return None
+    rows = load_from_disk(str(folder / split))
+    return rows.with_transform(decoded) if "prompt" in rows.column_names else rows

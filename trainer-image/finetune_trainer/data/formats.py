@@ -1,6 +1,6 @@
 """Recognises the format of a dataset by its columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ class Instruction:
     """Columns of one family of instruction data."""
 
     question: str
-    answer: str
+    answer: str = ""
+    """Empty for questions whose answers are elsewhere: in pairs, or none."""
     context: str | None = None
     """Optional column with what the question is about."""
     system: str | None = None
@@ -22,19 +23,15 @@ class Instruction:
     context_first: bool = False
     """Whether the context is read before the question, as an article is."""
 
-    @property
-    def columns(self) -> str:
-        """The columns for people, optional ones in brackets."""
-        optional = [f"[{name}]" for name in (self.context, self.system) if name]
-        return ", ".join([self.question, *optional, self.answer])
-
 
 INSTRUCTIONS = (
     Instruction("instruction", "output", "input", "system"),
     Instruction("instruction", "response", "context", "system"),
+    Instruction("instruction", "response", "input", "system"),
     Instruction("INSTRUCTION", "RESPONSE"),
     Instruction("question", "response", system="system_prompt"),
     Instruction("question", "answer", "context", context_first=True),
+    Instruction("question", "answer", "article", context_first=True),
     Instruction("question", "output", "context", context_first=True),
     Instruction("article", "summary"),
     Instruction("document", "summary"),
@@ -45,8 +42,21 @@ INSTRUCTIONS = (
     Instruction("problem", "solution"),
     Instruction("input", "output", system="system"),
 )
-"""Known families; the first whose question and answer are there is taken."""
+"""Known families; the first whose question and answer are there is taken, or one whose context is
+there too."""
 
+QUESTIONS = (
+    Instruction("prompt", system="system"),
+    Instruction("instruction", context="input", system="system"),
+    Instruction("question", context="context", system="system", context_first=True),
+    Instruction("question", system="system_prompt"),
+    Instruction("input", system="system"),
+    Instruction("messages"),
+)
+"""What preferences are about; chosen as INSTRUCTIONS are."""
+
+RANKED, COMPLETION, LABEL = "answers", "completion", "label"
+PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 
 
@@ -57,6 +67,9 @@ class Shape:
     format: DatasetFormat
     chat_column: str | None = None
     instruction: Instruction | None = None
+    """Columns of the question; None for preferences whose prompt is the start of both answers."""
+    judged: tuple[str, ...] = ()
+    """Columns of answers that are told apart: the better and the worse one, or a single one."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,33 @@ def _chat(columns: AbstractSet[str]) -> Shape | None:
     return Shape(DatasetFormat.CHAT, chat_column=found) if found else None
 
 
+def _family(families: Iterable[Instruction], columns: AbstractSet[str]) -> Instruction | None:
+    fitting = [
+        family
+        for family in families
+        if family.question in columns and (not family.answer or family.answer in columns)
+    ]
+    optional = (family for family in fitting if {family.context, family.system} & columns)
+    return next(optional, fitting[0] if fitting else None)
+
+
 def _instruction(columns: AbstractSet[str]) -> Shape | None:
-    for family in INSTRUCTIONS:
-        if family.question in columns and family.answer in columns:
-            return Shape(DatasetFormat.INSTRUCTION, instruction=family)
-    return None
+    family = _family(INSTRUCTIONS, columns)
+    return Shape(DatasetFormat.INSTRUCTION, instruction=family) if family else None
+
+
+def _preference(columns: AbstractSet[str]) -> Shape | None:
+    question = _family(QUESTIONS, columns)
+    ranked = (RANKED,) if question and RANKED in columns else None
+    judged = next((pair for pair in PAIRS if columns >= set(pair)), ranked)
+    return Shape(DatasetFormat.PREFERENCE, None, question, judged) if judged else None
+
+
+def _unpaired(columns: AbstractSet[str]) -> Shape | None:
+    if not columns >= {COMPLETION, LABEL}:
+        return None
+    question = _family(QUESTIONS, columns)
+    return Shape(DatasetFormat.UNPAIRED_PREFERENCE, None, question, (COMPLETION,))
 
 
 # In the order of recognition: what names more of its own comes first.
@@ -94,12 +129,12 @@ KINDS: dict[DatasetFormat, _Kind] = {
     DatasetFormat.PREFERENCE: _Kind(
         "paired preferences (prompt, chosen, rejected)",
         "[prompt,] chosen, rejected",
-        _columns(DatasetFormat.PREFERENCE, "chosen", "rejected"),
+        _preference,
     ),
     DatasetFormat.UNPAIRED_PREFERENCE: _Kind(
         "unpaired preferences (prompt, completion, label)",
         "prompt, completion, label",
-        _columns(DatasetFormat.UNPAIRED_PREFERENCE, "completion", "label"),
+        _unpaired,
     ),
     DatasetFormat.CHAT: _Kind("chats (messages)", "messages", _chat),
     DatasetFormat.PROMPT_COMPLETION: _Kind(

@@ -4,13 +4,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.methods import Generation
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.trainer import JobFailure
-from finetune_trainer.data.examples import Tokens
-from finetune_trainer.data.render import IGNORED
+from finetune_trainer.data.records import Record
 
 DEFAULT_MAX_LENGTH = 4096
 """Longest row when training.maxLength is unset and the model knows more."""
+
+MAX_LENGTH, MAX_PROMPT_LENGTH = "training.maxLength", "generation.maxPromptLength"
+
+ONLINE = {Method.GRPO, Method.EBFT}
+"""Methods whose rows are prompts that the model answers while it is trained."""
 
 
 def max_length(spec: FineTuneJobSpec, max_positions: int) -> int:
@@ -31,43 +36,68 @@ class LengthPolicy:
 
     limit: int
     action: Literal["fail", "truncate", "drop"]
+    cause: str
+    """What sets the limit: a field and its value, for messages."""
+    raised: str
+    """The field to raise for longer rows."""
+    max_positions: int
+    reserved: int = 0
+    """Tokens kept free after each row for what the model answers."""
     rows: int = 0
     long: int = 0
     dropped: int = 0
     longest: int = 0
     first: str = field(default="", init=False)
 
-    def apply(self, tokens: Tokens, place: str) -> Tokens | None:
+    def apply(self, record: Record, place: str) -> Record | None:
         """Return the row as it is trained, or None when it is left out."""
         self.rows += 1
-        length = len(tokens.input_ids)
+        length = record.length
         if length <= self.limit:
-            return tokens
+            return record
         self.long += 1
         self.longest = max(self.longest, length)
         self.first = self.first or f"{place} has {length} tokens"
-        kept = self._cut(tokens) if self.action == "truncate" else None
+        kept = record.cut(self.limit) if self.action == "truncate" else None
         self.dropped += kept is None
         return kept
 
-    def _cut(self, tokens: Tokens) -> Tokens | None:
-        labels = tokens.labels[: self.limit]
-        # A prompt that fills the row leaves nothing to learn.
-        if all(label == IGNORED for label in labels):
-            return None
-        return Tokens(tokens.input_ids[: self.limit], labels)
-
-    def check(self, *, is_set: bool, max_positions: int) -> None:
+    def check(self) -> None:
         """Raise JobFailure when rows were too long and dataset.tooLong is fail."""
         if not self.long or self.action != "fail":
             return
-        limit = f"training.maxLength is {self.limit}"
-        if not is_set:
-            limit = f"training.maxLength is unset, which allows {self.limit}"
-        longer = f"raise training.maxLength to {self.longest}, or "
-        advice = longer if self.longest <= max_positions else ""
+        enough = self.longest + (0 if self.raised == MAX_PROMPT_LENGTH else self.reserved)
+        longer = f"raise {self.raised} to {enough}, or "
+        advice = longer if self.longest + self.reserved <= self.max_positions else ""
+        # What is left of a prompt that is cut would ask something else.
+        actions = "drop" if self.reserved else "truncate or drop"
         raise JobFailure(
             Reason.DATA_INVALID,
-            f"{self.first}, but {limit} ({self.long} of {self.rows} rows are longer; the model "
-            f"knows {max_positions} positions): {advice}set dataset.tooLong to truncate or drop.",
+            f"{self.first}, but {self.cause} ({self.long} of {self.rows} rows are longer; the "
+            f"model knows {self.max_positions} positions): {advice}set dataset.tooLong to "
+            f"{actions}.",
         )
+
+
+def length_policy(spec: FineTuneJobSpec, max_positions: int) -> LengthPolicy:
+    """Return the policy for a job's rows. Raises JobFailure when no prompt could fit."""
+    whole = max_length(spec, max_positions)
+    action = spec.dataset.too_long
+    cause = f"training.maxLength is {whole}"
+    if spec.training.max_length is None:
+        cause = f"training.maxLength is unset, which allows {whole}"
+    if spec.method not in ONLINE:
+        return LengthPolicy(whole, action, cause, MAX_LENGTH, max_positions)
+    generation = spec.generation or Generation()
+    completion = generation.max_completion_length
+    room, wanted = whole - completion, generation.max_prompt_length
+    cause = f"{cause} and generation.maxCompletionLength is {completion}"
+    if room < 1:
+        raise JobFailure(
+            Reason.CONFIG_INVALID,
+            f"{cause}, which leaves no room for a prompt: lower maxCompletionLength.",
+        )
+    if wanted is None or wanted > room:
+        return LengthPolicy(room, action, cause, MAX_LENGTH, max_positions, completion)
+    cause = f"{MAX_PROMPT_LENGTH} is {wanted}"
+    return LengthPolicy(wanted, action, cause, MAX_PROMPT_LENGTH, max_positions, completion)

@@ -1,6 +1,7 @@
 """Renders examples into tokens and labels."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -9,19 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.failures import Reason
 from finetune_api.spec import DatasetFormat
 from finetune_api.trainer import JobFailure
-from finetune_trainer.data.examples import (
-    Chat,
-    Continuation,
-    Example,
-    Exchange,
-    Message,
-    RowError,
-    Tokens,
-)
+from finetune_trainer.data.cells import Message, RowError, name_of
+from finetune_trainer.data.examples import Chat, Continuation, Demonstration, Exchange, Text
+from finetune_trainer.data.preferences import Comparison, Judgement
+from finetune_trainer.data.questions import Question
+from finetune_trainer.data.records import IGNORED, Completion, Pair, Prompt, Record, Tokens
 from finetune_trainer.tokenizer import chat_template, training_template
 
-IGNORED = -100
-"""Label of tokens that are read but not learned, as in torch's cross entropy."""
+Example = Demonstration | Comparison | Judgement | Question
 
 
 @dataclass(frozen=True)
@@ -36,21 +32,85 @@ class Renderer:
     completion_only: bool = True
     """Whether prompts are read without being learned."""
 
-    def render(self, example: Example) -> Tokens:
-        """Return tokens with labels, not yet cut to any length. Raises RowError."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """What prompts are rendered with while training, beside messages."""
+
+    def render(self, example: Example) -> Record:
+        """Return the row that is stored, not yet cut to any length. Raises RowError."""
+        match example:
+            case Question():
+                return self._prompt(example)
+            case Comparison():
+                return self._pair(example)
+            case Judgement():
+                return self._completion(example)
+            case _:
+                return self._demonstration(example)
+
+    def _demonstration(self, example: Demonstration) -> Tokens:
         tokens = self._tokens(example)
         if not tokens.input_ids:
             raise RowError("there are no tokens in it")
         if all(label == IGNORED for label in tokens.labels):
             raise RowError("there is nothing in it to learn: every label is masked")
-        if not 0 <= min(tokens.input_ids) <= max(tokens.input_ids) < self.vocabulary:
-            raise RowError(
-                f"token {max(tokens.input_ids)} is not in the model's vocabulary of "
-                f"{self.vocabulary}"
-            )
+        self._check_vocabulary(tokens.input_ids)
         return tokens
 
-    def _tokens(self, example: Example) -> Tokens:
+    def _check_vocabulary(self, ids: list[int]) -> None:
+        if not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            raise RowError(
+                f"token {max(ids)} is not in the model's vocabulary of {self.vocabulary}"
+            )
+
+    def _prompt(self, question: Question) -> Prompt:
+        ids = self._ids(question.prompt, add_generation_prompt=True, **self.template_options)
+        columns = question.columns | {"prompt": question.prompt}
+        return Prompt(
+            columns=json.dumps({name: _json(name, value) for name, value in columns.items()}),
+            is_chat=not isinstance(question.prompt, str),
+            tokens=len(ids),
+        )
+
+    def _pair(self, example: Comparison) -> Pair:
+        given = self._ids(example.prompt, add_generation_prompt=True, **example.extras)
+        chosen = self._whole(example.prompt, example.chosen, example.extras)
+        rejected = self._whole(example.prompt, example.rejected, example.extras)
+        # The prompt must be the same before both.
+        border = min(_shared(given, chosen), _shared(given, rejected))
+        if chosen == rejected:
+            raise RowError("the better and the worse answer are the same tokens")
+        return Pair(chosen[:border], chosen[border:], rejected[border:])
+
+    def _completion(self, example: Judgement) -> Completion:
+        given = self._ids(example.prompt, add_generation_prompt=True, **example.extras)
+        whole = self._whole(example.prompt, example.completion, example.extras)
+        border = _shared(given, whole)
+        return Completion(whole[:border], whole[border:], example.label)
+
+    def _whole(self, prompt: Text, completion: Text, extras: dict[str, Any]) -> list[int]:
+        """Return the tokens of prompt and completion together, which are of one sort."""
+        if isinstance(prompt, str):
+            ids = self._ended(prompt + str(completion))
+        else:
+            ids = self._ids([*prompt, *completion], **extras)
+        self._check_vocabulary(ids)
+        return ids
+
+    def _ended(self, content: str) -> list[int]:
+        """Return the tokens of text, with an end-of-sequence token where there is none."""
+        ids: list[int] = self.tokenizer(content)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return ids if ids[-1:] == [end] else [*ids, end]
+
+    def _ids(self, content: Text, **options: Any) -> list[int]:
+        """Return the tokens of text as it is, or of turns by the chat template."""
+        if isinstance(content, str):
+            ids: list[int] = self.tokenizer(content)["input_ids"]
+        else:
+            ids = self._apply(content, **options)["input_ids"]
+        return ids
+
+    def _tokens(self, example: Demonstration) -> Tokens:
         match example:
             case Tokens():
                 return example
@@ -62,11 +122,8 @@ class Renderer:
                 return self._chat(example)
 
     def _continuation(self, example: Continuation) -> Tokens:
-        whole: list[int] = self.tokenizer(example.prompt + example.completion)["input_ids"]
-        if whole[-1:] != [self.tokenizer.eos_token_id]:
-            whole = [*whole, self.tokenizer.eos_token_id]
         given = self.tokenizer(example.prompt)["input_ids"] if example.prompt else []
-        return self._split(given, whole)
+        return self._split(given, self._ended(example.prompt + example.completion))
 
     def _exchange(self, example: Exchange) -> Tokens:
         given = self._apply(example.prompt, add_generation_prompt=True, **example.extras)
@@ -108,15 +165,29 @@ class Renderer:
             raise RowError(f"the chat template refuses the messages ({error})") from error
 
     def _split(self, given: list[int], whole: list[int]) -> Tokens:
-        """Mask what given and whole share: tokens may merge across the border of the two texts."""
         if not self.completion_only:
             return Tokens(whole, list(whole))
-        shared = 0
-        for left, right in zip(given, whole, strict=False):
-            if left != right:
-                break
-            shared += 1
-        return Tokens(whole, [IGNORED] * shared + whole[shared:])
+        border = _shared(given, whole)
+        return Tokens(whole, [IGNORED] * border + whole[border:])
+
+
+def _shared(given: list[int], whole: list[int]) -> int:
+    """Return how many tokens both begin with: some may merge across the border of two texts."""
+    shared = 0
+    for left, right in zip(given, whole, strict=False):
+        if left != right:
+            break
+        shared += 1
+    return shared
+
+
+def _json(column: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        raise RowError(
+            f"column {column} holds {name_of(value)}, which JSON cannot: convert it to text"
+        ) from error
 
 
 def assistant_template(

@@ -2,29 +2,65 @@
 # ruff: noqa: ARG002, SLF001 - Trainer has no public seam for checkpoints and running sums
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.metrics_log import MetricsLog
+from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
 
 
 class ResumableTrainer:
-    """Mixed into a TRL trainer: atomic checkpoints, and evaluations that leave no trace."""
+    """Mixed into a TRL trainer: atomic checkpoints, evaluations that leave no trace, a guard."""
 
     checkpoints: Checkpoints
     metrics: MetricsLog
+    guard: StabilityGuard
 
     def use_checkpoints(self: Any, checkpoints: Checkpoints, metrics: MetricsLog) -> None:
         """Write checkpoints there; called once, before train()."""
         self.checkpoints = checkpoints
         self.metrics = metrics
         self.add_callback(_RestoreAccumulators(self))
+
+    def use_guard(self: Any, guard: StabilityGuard) -> None:
+        """Hold training against the stability table; called once, after use_checkpoints()."""
+        self.guard = guard
+        self.add_callback(guard)
+
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; a gradient that is no number never reaches the weights."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        step = self.state.global_step + 1
+        # DeepSpeed steps inside the backward pass.
+        is_applied = bool(self.is_deepspeed_enabled)
+        # It may give no norm then.
+        number = 0.0 if norm is None else float(norm)
+        if self.guard.check_gradient(number, step, is_applied=is_applied):
+            # An optimizer leaves weights without a gradient alone.
+            model.zero_grad()
+        return norm
+
+    def log(self: Any, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log, with the number of skipped steps."""
+        if "loss" in logs:
+            logs |= self.guard.take_skipped()
+        super().log(logs, start_time)  # type: ignore[misc]
+        if not math.isfinite(logs.get("loss", 0.0)):
+            # Trainer subtracts the sum from itself, which leaves NaN for good.
+            self._tr_loss.zero_()
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            adjust_learning_rate(Path(checkpoint), self.lr_scheduler)
 
     def load_weights(self: Any, checkpoint: Path) -> None:
         """Load a checkpoint's weights, without what only training needs."""
@@ -43,7 +79,7 @@ class ResumableTrainer:
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.metrics.sync()
-            self.checkpoints.publish(self.state.global_step)
+            self.checkpoints.publish(self.state.global_step, self.guard.last_good_step())
         self.accelerator.wait_for_everyone()
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -53,10 +89,14 @@ class ResumableTrainer:
             with torch.random.fork_rng(devices):
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationStoppedError:
-            self._save_checkpoint(self.model, None)
-            self.callback_handler.on_save(self.args, self.state, self.control)
+            self.save_checkpoint()
             raise Terminated from None
         return metrics
+
+    def save_checkpoint(self: Any) -> None:
+        """Write a checkpoint now; all ranks together."""
+        self._save_checkpoint(self.model, None)
+        self.callback_handler.on_save(self.args, self.state, self.control)
 
 
 class _RestoreAccumulators(TrainerCallback):
@@ -78,15 +118,22 @@ class _RestoreAccumulators(TrainerCallback):
         trainer = self.trainer
         trainer._tr_loss = torch.tensor(sums["loss"], device=trainer.args.device)
         trainer._globalstep_last_logged = sums["last_logged_step"]
-        trainer._metrics["train"].update(sums["metrics"])
+        _sums(trainer).update(sums["metrics"])
 
 
 def _accumulators(trainer: Any) -> dict[str, Any]:
     return {
         "loss": trainer._tr_loss.item(),
         "last_logged_step": trainer._globalstep_last_logged,
-        "metrics": dict(trainer._metrics["train"]),
+        "metrics": dict(_sums(trainer)),
     }
+
+
+def _sums(trainer: Any) -> dict[str, list[float]]:
+    """Return the values since the last log; TRL's ORPOTrainer keeps them under another name."""
+    stored = "_metrics" if hasattr(trainer, "_metrics") else "_stored_metrics"
+    sums: dict[str, list[float]] = getattr(trainer, stored)["train"]
+    return sums
 
 
 def _accumulators_file(trainer: Any, checkpoint: Path) -> Path:

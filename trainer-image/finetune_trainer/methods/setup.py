@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer import distributed
 from finetune_trainer.adapter import lora_config
 from finetune_trainer.device import Device
 from finetune_trainer.paths import Paths
@@ -93,6 +94,7 @@ class Setup:
             "disable_tqdm": True,
             # Every weight that is trained is used; looking for others costs time.
             "ddp_find_unused_parameters": False,
+            **distributed.arguments(plan, spec, device),
             **training.extra,
         }
 

@@ -1,9 +1,11 @@
 """What this version of the trainer cannot run, refused in one place and before a GPU is taken."""
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
+
+_SHARDED = {"fsdp", "zero2", "zero3"}
 
 
 def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
@@ -12,21 +14,31 @@ def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
         raise _failure(
             "training.precision is float8, which this trainer version cannot run: use auto or bf16."
         )
-    if spec.stability.policy != "Warn":
+    if spec.rollout is not None and spec.rollout.mode in {"server", "colocate"}:
         raise _failure(
-            f"stability.policy is {spec.stability.policy}, which this trainer version cannot do: "
-            "use Warn."
-        )
-    if isinstance(spec.resources.nodes, int) and spec.resources.nodes > 1:
-        raise _failure(
-            f"resources.nodes is {spec.resources.nodes}, but this trainer version runs on one "
-            "node: set resources.nodes to 1, or leave it out."
+            f"rollout.mode is {spec.rollout.mode}, which this trainer version cannot do: use "
+            "local, or leave it out."
         )
     strategy = plan.strategy if plan else spec.resources.strategy
-    if strategy in {"fsdp", "zero2", "zero3"}:
+    _check_sharding(spec, strategy)
+
+
+def _check_sharding(spec: FineTuneJobSpec, strategy: str) -> None:
+    quantised = spec.adapter.type == "qlora"
+    if quantised and strategy in {"fsdp", "zero3"}:
         raise _failure(
-            f"the strategy is {strategy}, which this trainer version cannot run: set "
-            "resources.strategy to ddp, or leave it out."
+            f"the strategy is {strategy}, which cannot spread the quantised weights of qlora: set "
+            "resources.strategy to ddp or zero2, or use adapter.type lora."
+        )
+    if spec.stability.policy == "Rollback" and strategy in _SHARDED:
+        raise _failure(
+            "stability.policy is Rollback, which cannot change the sharded checkpoints of "
+            f"strategy {strategy}: use Halt or Warn, or set resources.strategy to ddp."
+        )
+    if spec.method is Method.EBFT and strategy in _SHARDED:
+        raise _failure(
+            f"the strategy is {strategy}, but method ebft needs the whole model in each process: "
+            "set resources.strategy to ddp, or leave it out."
         )
 
 

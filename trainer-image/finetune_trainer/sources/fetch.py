@@ -19,7 +19,7 @@ def fetch(source: Source, target: Path, wanted: Wanted, mounts: Path) -> None:
 
     Raises JobFailure when the source is missing, forbidden or out of reach.
     """
-    if (read_json(target / MARKER) or {}).get("uri") == source.uri:
+    if is_fetched(target, source.uri):
         log.info("source is already in the workspace", extra=fields(source=source.uri))
         return
     # Named after the source: what an earlier try left of another source is never mixed in.
@@ -32,6 +32,11 @@ def fetch(source: Source, target: Path, wanted: Wanted, mounts: Path) -> None:
     remove(target)
     publish(staging, target)
     log.info("fetched", extra=fields(source=source.uri, bytes=size_of(target)))
+
+
+def is_fetched(target: Path, uri: str) -> bool:
+    """Tell whether target holds, whole, what uri names."""
+    return bool((read_json(target / MARKER) or {}).get("uri") == uri)
 
 
 def _fetch_into(source: Source, staging: Path, wanted: Wanted, mounts: Path) -> None:

@@ -64,7 +64,6 @@ def _errors(source: Source, wanted: Wanted) -> Iterator[None]:
 
 def _http_failure(error: HfHubHTTPError, source: Source, wanted: Wanted) -> JobFailure:
     status = error.response.status_code
-    secret = wanted.field.removesuffix("source") + "secret"
     if isinstance(error, RevisionNotFoundError):
         return JobFailure(
             wanted.missing,
@@ -75,13 +74,14 @@ def _http_failure(error: HfHubHTTPError, source: Source, wanted: Wanted) -> JobF
         return JobFailure(
             Reason.SOURCE_UNAUTHORIZED,
             f"{wanted.field} is {source.uri}, and the hub refused access: name a Secret with an "
-            f"HF_TOKEN that may read it in {secret}, and accept the model's terms if it is gated.",
+            f"HF_TOKEN that may read it in {wanted.secret}, and accept the model's terms if it is "
+            "gated.",
         )
     if isinstance(error, RepositoryNotFoundError) or status in {401, 404}:
         return JobFailure(
             wanted.missing,
             f"{wanted.field} is {source.uri}, which does not exist or is private: correct "
-            f"the name, or name a Secret with an HF_TOKEN in {secret}.",
+            f"the name, or name a Secret with an HF_TOKEN in {wanted.secret}.",
         )
     return _unavailable(error, source, wanted)
 

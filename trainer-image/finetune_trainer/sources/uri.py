@@ -28,8 +28,8 @@ class Source:
         if scheme == "job":
             raise JobFailure(
                 Reason.CONFIG_INVALID,
-                f"{field} is {uri}, but this trainer version cannot start from another job's "
-                "model: name its artifact as pvc://CLAIM/PATH.",
+                f"{field} is {uri}, but here a place of files is needed: name that job's artifact "
+                "as pvc://CLAIM/PATH.",
             )
         if scheme == "hf":
             place, _, revision = rest.partition("@")

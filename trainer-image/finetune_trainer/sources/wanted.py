@@ -24,6 +24,13 @@ class Wanted:
     choose: Callable[[Sequence[str]], list[str]]
     """Picks from relative file names."""
 
+    @property
+    def secret(self) -> str:
+        """Field that names the source's Secret, for messages."""
+        is_part = " of " in self.field
+        parent = self.field.rpartition(".")[0]
+        return "model.secret of the job that began with it" if is_part else f"{parent}.secret"
+
 
 def model_files(names: Sequence[str], *, with_code: bool) -> list[str]:
     """Pick weights, configuration and tokenizer; pickled weights only without safetensors."""
@@ -32,6 +39,13 @@ def model_files(names: Sequence[str], *, with_code: bool) -> list[str]:
     weights = weights or [name for name in top if _PICKLED_WEIGHTS.fullmatch(name)]
     suffixes = (*_MODEL_SUFFIXES, ".py") if with_code else _MODEL_SUFFIXES
     return weights + [name for name in top if name.endswith(suffixes)]
+
+
+def adapter_files(names: Sequence[str]) -> list[str]:
+    """Pick an adapter's weights, configuration and tokenizer."""
+    top = [name for name in names if "/" not in name and not name.startswith(".")]
+    weights = [name for name in top if name == "adapter_model.safetensors"]
+    return weights and weights + [name for name in top if name.endswith(_MODEL_SUFFIXES)]
 
 
 def dataset_files(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,173 @@
+"""The ways in which a job could run, cheapest first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.spec import FineTuneJobSpec, Generation, Kto, Method
+from finetune_api.status import Preparation
+from finetune_operator.planning.memory import Candidate, Precision, Strategy
+
+LARGEST_MICRO_BATCH: Final = 8
+_LONGEST_DEFAULT: Final = 4096
+_ONLINE: Final = {Method.GRPO, Method.EBFT}
+_SHARDED: Final = {"fsdp", "zero2", "zero3"}
+_PER_NODE: Final = (1, 2, 4, 8)
+_MORE_NODES: Final = (2, 4)
+
+
+class PlanInfeasibleError(Exception):
+    """No plan satisfies the spec; the message names the field, what was found and the fix."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the cluster offers, where spec.resources.gpu does not say it."""
+
+    gpu_memory_gib: float = 80.0
+    """Memory of one GPU."""
+    gpus_per_node: int = 8
+    """GPUs of one node."""
+
+
+def candidates(spec: FineTuneJobSpec, inventory: Inventory, length: int) -> Iterator[Candidate]:
+    """Yield the ways to run on GPUs; PlanInfeasibleError when what is asked for is at odds."""
+    chosen = spec.training.gradient_checkpointing
+    for gpus in counts(spec, inventory):
+        for strategy in _strategies(spec, gpus):
+            for checkpointing in ("none", "full") if chosen == "auto" else (chosen,):
+                for micro_batch in micro_batches(spec, gpus):
+                    yield Candidate(
+                        gpus=gpus,
+                        strategy=strategy,
+                        micro_batch_size=micro_batch,
+                        max_length=length,
+                        checkpointing=checkpointing,
+                        precision=precision(spec, "bf16"),
+                    )
+
+
+def counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
+    """Return the numbers of GPUs to try, fewest first."""
+    resources = spec.resources
+    if resources.gpu.count != "auto":
+        return [resources.gpu.count]
+    nodes = 1 if resources.nodes == "auto" else resources.nodes
+    found = [nodes * count for count in _PER_NODE if count <= inventory.gpus_per_node]
+    if resources.nodes == "auto" and resources.workspace.access_mode == "ReadWriteMany":
+        found += [more * inventory.gpus_per_node for more in _MORE_NODES]
+    if resources.strategy != "auto":
+        found = [count for count in found if count > 1]
+    unit = smallest_share(spec)
+    fitting = [count for count in found if spec.training.batch_size % (count * unit) == 0]
+    return fitting or found[:1]
+
+
+def nodes_of(spec: FineTuneJobSpec, inventory: Inventory, gpus: int) -> int:
+    """Return over how many nodes so many GPUs are spread; PlanInfeasibleError if over none."""
+    most, asked = inventory.gpus_per_node, spec.resources.nodes
+    if asked != "auto":
+        if gpus > asked * most:
+            raise PlanInfeasibleError(
+                f"resources.gpu.count is {gpus} on resources.nodes {asked}, but a node has at most"
+                f" {most} GPUs: ask for more nodes or for {asked * most} GPUs or fewer."
+            )
+        return asked
+    nodes = next(nodes for nodes in range(-(-gpus // most), gpus + 1) if gpus % nodes == 0)
+    workspace = spec.resources.workspace
+    if nodes > 1 and workspace.claim is None and workspace.access_mode != "ReadWriteMany":
+        raise PlanInfeasibleError(
+            f"resources.gpu.count is {gpus}, which takes {nodes} nodes of at most {most} GPUs, but"
+            f" resources.workspace.accessMode is {workspace.access_mode}: set it to ReadWriteMany,"
+            f" or ask for {most} GPUs or fewer."
+        )
+    return nodes
+
+
+def micro_batches(spec: FineTuneJobSpec, gpus: int) -> list[int]:
+    """Return the micro-batches to try, largest first."""
+    gpus = max(1, gpus)
+    if spec.training.batch_size % gpus:
+        raise PlanInfeasibleError(
+            f"training.batchSize is {spec.training.batch_size}, which cannot be split over {gpus}"
+            f" GPUs: make it a multiple of {gpus}."
+        )
+    share = spec.training.batch_size // gpus
+    micro = spec.training.micro_batch_size
+    if micro == "auto":
+        return _divisors(spec, share)
+    if share % micro:
+        raise PlanInfeasibleError(
+            f"training.microBatchSize is {micro}, which does not divide the {share} sequences of"
+            f" each step that one GPU gets: choose a divisor of {share}."
+        )
+    return [micro]
+
+
+def smallest_micro_batch(spec: FineTuneJobSpec) -> int:
+    """Return the fewest sequences that the method's loss takes: kto compares them in pairs."""
+    paired = spec.method is Method.KTO and (spec.kto or Kto()).loss == "kto"
+    return 2 if paired else 1
+
+
+def unshardable(spec: FineTuneJobSpec, strategy: Strategy) -> str | None:
+    """Return why a strategy cannot train this; None when it can."""
+    if strategy not in _SHARDED:
+        return None
+    if spec.method is Method.EBFT:
+        return (
+            f"resources.strategy is {strategy}, but method ebft reads hidden states of the whole"
+            " model on each GPU: use ddp."
+        )
+    if spec.adapter.type == "qlora" and strategy != "zero2":
+        return (
+            f"resources.strategy is {strategy}, which cannot spread the quantised weights of"
+            " adapter type qlora: use ddp or zero2, or adapter type lora."
+        )
+    return None
+
+
+def precision(spec: FineTuneJobSpec, default: Precision) -> Precision:
+    """Return the number format of the base model."""
+    return default if spec.training.precision == "auto" else spec.training.precision
+
+
+def longest_sequence(spec: FineTuneJobSpec, preparation: Preparation) -> int:
+    """Return the longest sequence in tokens, with the completion where the rows are prompts."""
+    if spec.training.max_length is not None:
+        return spec.training.max_length
+    longest = min(_LONGEST_DEFAULT, preparation.model.max_positions)
+    tokens = preparation.dataset.max_tokens
+    if spec.method in _ONLINE:
+        tokens += (spec.generation or Generation()).max_completion_length
+    return max(1, min(tokens, longest))
+
+
+def smallest_share(spec: FineTuneJobSpec) -> int:
+    """Return the fewest sequences that one GPU must get of each step."""
+    micro = spec.training.micro_batch_size
+    return smallest_micro_batch(spec) if micro == "auto" else micro
+
+
+def _divisors(spec: FineTuneJobSpec, share: int) -> list[int]:
+    smallest = smallest_micro_batch(spec)
+    sizes = [size for size in (8, 4, 2, 1) if share % size == 0 and size >= smallest]
+    if not sizes:
+        raise PlanInfeasibleError(
+            f"training.batchSize is {spec.training.batch_size}, which gives one GPU {share}"
+            f" sequences of each step, but the kto loss needs an even number of them: make it a"
+            " multiple of 2 x the GPUs."
+        )
+    return sizes
+
+
+def _strategies(spec: FineTuneJobSpec, gpus: int) -> list[Strategy]:
+    asked = spec.resources.strategy
+    if asked != "auto":
+        why_not = unshardable(spec, asked)
+        if why_not is not None:
+            raise PlanInfeasibleError(why_not)
+        return ["single"] if gpus == 1 else [asked]
+    if gpus == 1:
+        return ["single"]
+    return ["ddp"] if unshardable(spec, "fsdp") else ["ddp", "fsdp"]

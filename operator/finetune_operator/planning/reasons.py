@@ -1,0 +1,94 @@
+"""A plan in words: its summary, why it is so, and why there is none."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Memory, Plan
+from finetune_operator.planning.candidates import LARGEST_MICRO_BATCH
+from finetune_operator.planning.memory import Candidate
+from finetune_operator.planning.quantity import to_gib
+
+USABLE: Final = 0.92
+"""Share of a GPU's memory that a plan may fill."""
+
+
+def summarized(plan: Plan, adapter: str, gpu: str) -> Plan:
+    """Return a plan with its summary; gpu names one GPU."""
+    parts = [_hardware(plan, gpu), adapter]
+    if plan.gpus > 1:
+        parts.append(plan.strategy)
+    parts.append(f"micro-batch {plan.micro_batch_size} x {plan.gradient_accumulation_steps}")
+    if plan.gradient_checkpointing != "none":
+        parts.append(f"checkpointing {plan.gradient_checkpointing}")
+    return plan.model_copy(update={"summary": ", ".join(parts)})
+
+
+def gpu_name(spec: FineTuneJobSpec, limit: float) -> str:
+    """Return the GPU's product, or its memory of limit GiB when any product will do."""
+    product = spec.resources.gpu.product
+    return f"{limit:.0f} GiB GPU" if product == "auto" else product
+
+
+def _hardware(plan: Plan, gpu: str) -> str:
+    if plan.gpus == 0:
+        return "CPU"
+    if plan.nodes == 1:
+        return f"{plan.gpus} x {gpu}"
+    return f"{plan.nodes} nodes x {plan.gpus_per_node} x {gpu}"
+
+
+def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: float) -> list[str]:
+    """Return what decided for a way to run on GPUs."""
+    training, asked = spec.training, "as asked for"
+    count = "the fewest that fit" if spec.resources.gpu.count == "auto" else asked
+    micro_batch = (
+        f"the largest power of two up to {LARGEST_MICRO_BATCH} that divides the batch and fits"
+        if training.micro_batch_size == "auto"
+        else asked
+    )
+    checkpointing = "the cheapest that fits" if training.gradient_checkpointing == "auto" else asked
+    fill = f"{memory.total:.1f} of {limit:.0f} GiB on each, and {USABLE:.0%} may be filled"
+    assumed = (
+        [f"GPU memory: {limit:.0f} GiB assumed: set resources.gpu.memory."]
+        if spec.resources.gpu.memory == "auto"
+        else []
+    )
+    return [
+        *assumed,
+        f"GPUs {candidate.gpus}: {count}; the estimate is {fill}.",
+        *_strategy(spec, candidate),
+        f"Micro-batch {candidate.micro_batch_size}: {micro_batch}.",
+        f"Gradient checkpointing {candidate.checkpointing}: {checkpointing}.",
+    ]
+
+
+def _strategy(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:
+    if candidate.gpus == 1:
+        return []
+    if spec.resources.strategy != "auto":
+        return [f"Strategy {candidate.strategy}: as asked for."]
+    fits = "one copy of the model fits each GPU"
+    if candidate.strategy == "fsdp":
+        fits = "no GPU holds a copy of its own, so weights are spread over all of them"
+    return [f"Strategy {candidate.strategy}: {fits}."]
+
+
+def why_not(spec: FineTuneJobSpec, estimates: Sequence[Memory], limit: float, most: int) -> str:
+    """Return the sentence that nothing fits on so many GPUs with limit GiB each."""
+    smallest = min(estimate.total for estimate in estimates)
+    return (
+        f"{spec.method.value} with adapter type {spec.adapter.type} needs about"
+        f" {smallest:.1f} GiB on each of {most} GPUs at the smallest micro-batch allowed, and"
+        f" one GPU offers {limit * USABLE:.1f} of its {limit:.0f} GiB: allow larger GPUs in"
+        " resources.gpu.memory, use adapter type qlora, or lower training.maxLength."
+    )
+
+
+def why_host_memory(spec: FineTuneJobSpec, memory: Memory) -> str:
+    """Return what decided for the memory of a pod that trains on the CPU."""
+    asked = spec.resources.memory
+    if asked is None:
+        return f"Memory: the estimate of {memory.total:.1f} GiB, a quarter more, and 1 GiB."
+    below = ", which is below the estimate of" if to_gib(asked) < memory.total else "; estimated"
+    return f"Memory {asked}: as asked for{below} {memory.total:.1f} GiB."

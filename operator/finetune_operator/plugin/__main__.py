@@ -1,0 +1,5 @@
+"""`python -m finetune_operator.plugin`."""
+
+from finetune_operator.plugin import main
+
+main()

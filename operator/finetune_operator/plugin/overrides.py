@@ -1,0 +1,55 @@
+"""KEY=VALUE: changes to a job's spec from the command line."""
+
+import copy
+from typing import Any, Final
+
+import yaml
+
+from finetune_operator.plugin.errors import PluginError
+from finetune_operator.plugin.gpus import product_of
+from finetune_operator.plugin.manifests import Manifest
+
+_SHORT: Final = {
+    "adapter": "adapter.type",
+    "batch": "training.batchSize",
+    "count": "resources.gpu.count",
+    "length": "training.maxLength",
+    "memory": "resources.gpu.memory",
+    "method": "method",
+    "nodes": "resources.nodes",
+    "strategy": "resources.strategy",
+}
+"""Short names of what is asked most often; everything else goes by its place in the spec."""
+
+
+def overridden(manifest: Manifest, assignments: str) -> Manifest:
+    """Return a job with assignments such as gpu=L4,count=2 or training.maxLength=8192 made."""
+    changed = copy.deepcopy(manifest)
+    for assignment in assignments.split(","):
+        key, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator or not key or not text:
+            raise PluginError(
+                f"{assignment!r} is no change: expected KEY=VALUE with gpu, {', '.join(_SHORT)} or"
+                " a field of the spec such as training.maxLength."
+            )
+        for path, value in _changes(key, text).items():
+            _put(changed.setdefault("spec", {}), path, value)
+    return changed
+
+
+def _changes(key: str, text: str) -> dict[str, Any]:
+    """Return values by their place in the spec."""
+    if key == "gpu":
+        product = product_of(text)
+        return {"resources.gpu.product": product.label, "resources.gpu.memory": product.memory}
+    return {_SHORT.get(key, key.removeprefix("spec.")): yaml.safe_load(text)}
+
+
+def _put(spec: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        below = spec.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise PluginError(f"{path} cannot be set: {name} is {below!r} and holds no fields.")
+        spec = below
+    spec[last] = value

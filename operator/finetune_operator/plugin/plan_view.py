@@ -1,0 +1,123 @@
+"""A plan on a terminal: what was decided, what fills the memory, and why."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from finetune_api.status import Memory, Plan
+from finetune_operator.plugin.scenarios import Scenario
+
+_BAR_WIDTH: Final = 60
+_PARTS: Final = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "green"), ("▚", "yellow"))
+"""Glyph and colour by turns: the bar is read without colours too."""
+_FREE: Final = "·"
+
+
+def show(console: Console, scenarios: Sequence[Scenario]) -> None:
+    """Print the plan of the job as it is, and beside it those with something changed."""
+    first = scenarios[0]
+    console.print(_title(first), highlight=False)
+    if len(scenarios) > 1:
+        console.print(_comparison(scenarios))
+    elif first.plan:
+        console.print(_details(first, first.plan), highlight=False)
+    for scenario in scenarios:
+        if scenario.plan is None:
+            name = f"With {scenario.change}: " if scenario.change else ""
+            console.print(Text(f"{name}{scenario.refusal}", style="red"))
+    console.print(_notes(first), highlight=False)
+
+
+def _title(scenario: Scenario) -> Text:
+    spec = scenario.job.spec
+    text = Text(f"{scenario.job.name}: {spec.method} of {spec.model.source}, {spec.adapter.type}")
+    text.stylize("bold", 0, len(scenario.job.name))
+    return text
+
+
+def _details(scenario: Scenario, plan: Plan) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for name, value in _rows(plan):
+        table.add_row(name, value)
+    reasons = [Text(f"- {reason}") for reason in plan.reasons]
+    return Group(
+        Text(f"{plan.summary}\n", style="bold green"),
+        table,
+        Text(),
+        *_memory(plan, scenario.gpu_memory),
+        Text("\nWhy", style="bold"),
+        *reasons,
+    )
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "Hardware", _hardware(plan)
+    yield "Micro-batch", f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps}"
+    yield "Longest sequence", f"{plan.max_length:,} tokens"
+    yield "Precision", plan.precision
+    yield "Checkpointing", plan.gradient_checkpointing
+    yield "Compile", "yes" if plan.compile else "no"
+    yield "Each pod", f"{plan.cpu} CPU, {plan.host_memory} memory"
+
+
+def _hardware(plan: Plan) -> str:
+    if not plan.gpus:
+        return "CPU"
+    nodes = f" on {plan.nodes} nodes" if plan.nodes > 1 else ""
+    strategy = "" if plan.strategy == "single" else f", {plan.strategy}"
+    return f"{plan.gpus} x {plan.gpu_product or 'GPU'}{nodes}{strategy}"
+
+
+def parts_of(memory: Memory) -> dict[str, float]:
+    """Return the GiB of each part by its name."""
+    return {
+        name: value
+        for name, value in memory.model_dump().items()
+        if name != "total" and isinstance(value, float)
+    }
+
+
+def _memory(plan: Plan, gpu_memory: float) -> Iterator[RenderableType]:
+    memory, limit = plan.memory, gpu_memory if plan.gpus else plan.memory.total
+    of = f" of {limit:.0f} GiB on each GPU" if plan.gpus else " GiB"
+    yield Text(f"Memory: {memory.total:.1f}{of}", style="bold")
+    bar, legend = Text(), Text()
+    for (name, size), (glyph, colour) in zip(parts_of(memory).items(), _cycle(), strict=False):
+        bar.append(glyph * round(_BAR_WIDTH * size / max(limit, memory.total)), style=colour)
+        legend.append(f"{glyph} ", style=colour).append(f"{name} {size:.1f}  ")
+    bar.append(_FREE * (_BAR_WIDTH - len(bar)), style="dim")
+    yield bar
+    yield legend
+
+
+def _cycle() -> Iterator[tuple[str, str]]:
+    while True:
+        yield from _PARTS
+
+
+def _comparison(scenarios: Sequence[Scenario]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("")
+    for scenario in scenarios:
+        table.add_column(scenario.change or "as it is")
+    columns = [_column(scenario) for scenario in scenarios]
+    for name in next((column for column in columns if column), {}):
+        table.add_row(name, *[column.get(name, "does not fit") for column in columns])
+    return table
+
+
+def _column(scenario: Scenario) -> dict[str, str]:
+    plan = scenario.plan
+    if plan is None:
+        return {}
+    limit = f" of {scenario.gpu_memory:.0f}" if plan.gpus else ""
+    sizes = {name.capitalize(): f"{size:.1f}" for name, size in parts_of(plan.memory).items()}
+    return dict(_rows(plan)) | {"Memory (GiB)": f"{plan.memory.total:.1f}{limit}"} | sizes
+
+
+def _notes(scenario: Scenario) -> RenderableType:
+    lines = [Text(f"- {note}") for note in scenario.basis.notes]
+    return Group(Text("\nWhat this rests on", style="bold"), *lines)

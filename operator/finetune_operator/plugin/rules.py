@@ -1,0 +1,81 @@
+"""The CRD's CEL rules, held against a job without an API server."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cel
+from pydantic import ValidationError
+
+from finetune_api.base import VALIDATIONS
+from finetune_api.crd import Schema, custom_resource_definition
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.plugin.manifests import Manifest
+from finetune_operator.plugin.sentences import sentences
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One object, list or value of a job, with its schema."""
+
+    path: str
+    value: Any
+    schema: Schema
+
+
+def problems(manifest: Manifest) -> list[str]:
+    """Return what the API server would refuse, one sentence each without full stop; empty if none.
+
+    Rules are asked only when the schema holds, as the API server does.
+    """
+    text = json.dumps(manifest.get("spec") or {}, default=str)
+    try:
+        spec = FineTuneJobSpec.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        return sentences(error)
+    metadata = manifest.get("metadata") or {}
+    if not metadata.get("name"):
+        return ["metadata.name: required, but not given"]
+    version = custom_resource_definition()["spec"]["versions"][0]
+    job = {"metadata": metadata, "spec": spec.to_json()}
+    root = _Node("", job, version["schema"]["openAPIV3Schema"])
+    return [said for node in _nodes(root) for said in _broken(node)]
+
+
+def _nodes(node: _Node) -> Iterator[_Node]:
+    yield node
+    if isinstance(node.value, dict):
+        properties = node.schema.get("properties", {})
+        for name in node.value.keys() & properties.keys():
+            path = f"{node.path}.{name}".removeprefix(".")
+            yield from _nodes(_Node(path, node.value[name], properties[name]))
+    if isinstance(node.value, list):
+        for index, value in enumerate(node.value):
+            yield from _nodes(_Node(f"{node.path}[{index}]", value, node.schema["items"]))
+
+
+def _broken(node: _Node) -> Iterator[str]:
+    for rule in node.schema.get(VALIDATIONS, ()):
+        # Rules on changes have nothing to compare a new job with.
+        if "oldSelf" in rule["rule"] or _evaluate(rule["rule"], node.value) is True:
+            continue
+        field = (node.path + rule.get("fieldPath", "")).removeprefix(".")
+        yield f"{field}: {_message(rule, node.value)}"
+
+
+def _evaluate(expression: str, value: Any) -> Any:
+    # The API server calls a field whose name is a word of CEL by this name.
+    if isinstance(value, dict) and "function" in value:
+        value = value | {"__function__": value["function"]}
+    return cel.evaluate(expression, {"self": value})
+
+
+def _message(rule: Schema, value: Any) -> str:
+    formatted = re.fullmatch(r'"(.*)"\.format\((.*)\)', rule.get("messageExpression", ""))
+    if formatted is None:
+        return str(rule["message"])
+    text, values = formatted.groups()
+    # CEL's format is a Kubernetes extension; %s is all that the rules use of it.
+    return str(text % tuple(_evaluate(values, value)))

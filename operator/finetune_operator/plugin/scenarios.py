@@ -1,0 +1,57 @@
+"""The plan of a job, and of the same job with something changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.status import Plan
+from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan
+from finetune_operator.planning.quantity import to_gib
+from finetune_operator.plugin.facts import Basis, Known, basis
+from finetune_operator.plugin.manifests import Job, Manifest, parse
+from finetune_operator.plugin.overrides import overridden
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One job with its plan, or with why there is none."""
+
+    change: str
+    """What was changed, as on the command line; empty for the job as it is."""
+    job: Job
+    basis: Basis
+    plan: Plan | None
+    refusal: str = ""
+
+    @property
+    def gpu_memory(self) -> float:
+        """Memory of one GPU in GiB, as the planner takes it to be."""
+        asked = self.job.spec.resources.gpu.memory
+        return Inventory().gpu_memory_gib if asked == "auto" else to_gib(asked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `-o json` prints of it."""
+        outcome = {"plan": self.plan.to_json()} if self.plan else {"refusal": self.refusal}
+        return {
+            "name": self.job.name,
+            **({"whatIf": self.change} if self.change else {}),
+            **outcome,
+            "preparation": self.basis.preparation.to_json(),
+            "notes": list(self.basis.notes),
+        }
+
+
+def scenarios(manifest: Manifest, changes: Sequence[str], known: Known) -> list[Scenario]:
+    """Return the job as it is, then with each change made; PluginError when one is no job."""
+    return [planned(manifest, change, known) for change in ("", *changes)]
+
+
+def planned(manifest: Manifest, change: str, known: Known) -> Scenario:
+    """Return a job with one change made, and its plan."""
+    job = parse(overridden(manifest, change) if change else manifest)
+    facts = basis(job.spec, known)
+    try:
+        plan = make_plan(job.spec, facts.preparation, Inventory())
+    except PlanInfeasibleError as error:
+        return Scenario(change, job, facts, None, str(error))
+    return Scenario(change, job, facts, plan)

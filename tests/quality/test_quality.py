@@ -1,0 +1,86 @@
+"""What a real model of 135M weights learns by each method in a few minutes on a CPU."""
+
+from typing import Any
+
+import pytest
+
+from quality import judge
+from quality.conftest import Job, Quality
+
+pytestmark = pytest.mark.quality
+
+PAIRS = {"maxSteps": 30, "batchSize": 4, "learningRate": 1e-4}
+DIRECT = '''
+def direct(completions, **kwargs):
+    """Reward answers that do not repeat whose function it is."""
+    return [float("Python" not in completion[0]["content"]) for completion in completions]
+'''
+
+
+def prefers(job: Job) -> tuple[float, float]:
+    """Return how often the model prefers the docstring to the chatter, before and after."""
+    return judge.preferred(job.site.model, job.site.artifact, job.questions)
+
+
+def test_sft_learns_to_answer_by_docstrings(quality: Quality) -> None:
+    job = quality.train(
+        "sft", "demonstrations", {"maxSteps": 30, "batchSize": 8, "learningRate": 5e-4}
+    )
+    loss = job.gain("eval_loss")
+    assert loss.after < 0.6 * loss.before
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_a_model_learns_to_prefer_docstrings_to_chatter(method: str, quality: Quality) -> None:
+    job = quality.train(method, "preferences", PAIRS)
+    rewards = job.gain("eval_rewards/accuracies")
+    taste = job.gain("prefers the chosen answer", *prefers(job))
+    assert rewards.after > 0.9
+    assert taste.after > max(0.9, taste.before)
+
+
+def test_kto_learns_the_same_from_single_judgements(quality: Quality) -> None:
+    job = quality.train("kto", "judgements", PAIRS | {"batchSize": 8})
+    margin = job.gain("eval_rewards/margins")
+    taste = job.gain("prefers the chosen answer", *prefers(job))
+    assert margin.after > margin.before
+    assert taste.after > max(0.9, taste.before)
+
+
+def test_a_reward_model_learns_to_score_docstrings_higher(quality: Quality) -> None:
+    job = quality.train("reward", "preferences", PAIRS)
+    accuracy = job.gain("eval_accuracy")
+    assert accuracy.before < 0.75
+    assert accuracy.after > 0.9
+    assert judge.scored(job.site.model, job.site.artifact, job.questions) == accuracy.after
+
+
+ONLINE: dict[str, Any] = {"maxSteps": 30, "batchSize": 16, "extra": {"num_generations_eval": 2}}
+
+
+def test_grpo_learns_what_a_reward_asks_for(quality: Quality) -> None:
+    quality.write_config_map("rewards", "direct.py", DIRECT)
+    job = quality.train(
+        "grpo",
+        "prompts",
+        ONLINE | {"learningRate": 2e-4},
+        rewards=[{"name": "direct", "function": "configmap://rewards/direct.py:direct"}],
+        generation={"groupSize": 8, "maxCompletionLength": 16},
+    )
+    reward = job.gain("eval_reward")
+    assert reward.before < 0.4
+    assert reward.after > reward.before + 0.3
+
+
+def test_ebft_draws_answers_towards_the_docstrings(quality: Quality) -> None:
+    job = quality.train(
+        "ebft",
+        "demonstrations",
+        ONLINE | {"learningRate": 2e-4},
+        ebft={"pooling": "completion_mean"},
+        generation={"groupSize": 8, "maxCompletionLength": 24},
+    )
+    reward = job.gain("eval_reward")
+    alignment = job.gain("eval_ebft/alignment")
+    assert reward.after > reward.before
+    assert alignment.after > alignment.before

@@ -1,0 +1,190 @@
+"""Policy Rollback: back to good weights, past the bad data, with a lower learning rate."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.status import Rollback
+from finetune_api.trainer import TrainerConfig
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.methods import sft
+from finetune_trainer.metrics_log import MetricsLog
+from finetune_trainer.stability import rollback as module
+from unit.trainer.builders import make_plan
+from unit.trainer.conftest import Site
+from unit.trainer.faults import break_loss, fifty_times, no_number, run_here
+
+
+def _job(site: Site, **training: Any) -> TrainerConfig:
+    defaults = {
+        "maxSteps": 10,
+        "batchSize": 4,
+        "learningRate": 0.01,
+        "checkpoint": {"everySteps": 2, "keep": 1},
+    }
+    return site.job(
+        make_plan(),
+        training=defaults | training,
+        stability={"policy": "Rollback", "maxRollbacks": 2},
+    )
+
+
+def _after(config: TrainerConfig, *rollbacks: Rollback) -> TrainerConfig:
+    """Return the next attempt's config."""
+    return config.model_copy(update={"rollbacks": list(rollbacks)})
+
+
+def _batches(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[torch.Tensor]]:
+    """Return a table that fills with the tokens that each optimizer step sees."""
+    seen: dict[int, list[torch.Tensor]] = {}
+    original = sft.ResumableSftTrainer.compute_loss
+
+    def watching(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            seen.setdefault(trainer.state.global_step + 1, []).append(inputs["input_ids"].clone())
+        return original(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(sft.ResumableSftTrainer, "compute_loss", watching)
+    return seen
+
+
+def _rates(site: Site) -> dict[int, float]:
+    return {entry["step"]: entry["learning_rate"] for entry in site.metrics() if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Any
+) -> tuple[dict[int, float], dict[int, list[torch.Tensor]]]:
+    import shutil
+
+    from unit.trainer.builders import chat_rows
+
+    site = Site(tmp_path_factory.mktemp("undisturbed"))
+    for folder in (site.paths.workspace, site.paths.output):
+        folder.mkdir()
+    shutil.copytree(tiny_model, site.model)
+    site.write_data(chat_rows(40))
+    with pytest.MonkeyPatch.context() as patch:
+        batches = _batches(patch)
+        assert run_here(site, _job(site)) == 0
+    return _rates(site), batches
+
+
+@pytest.mark.parametrize(("bad", "good"), [(1, 0), (6, 4), (9, 8)])
+def test_training_goes_on_past_the_bad_step_with_half_the_rate(
+    site: Site, monkeypatch: pytest.MonkeyPatch, undisturbed: Any, bad: int, good: int
+) -> None:
+    rates, batches = undisturbed
+    config = _job(site)
+    with monkeypatch.context() as patch:
+        break_loss(patch, [bad], no_number)
+        assert run_here(site, config) == 82
+    result = site.result()
+    expected = Rollback(
+        rule="gradient-not-finite", step=bad, to_step=good, learning_rate_factor=0.5
+    )
+    assert (result.reason, result.rollback) == ("RolledBack", expected)
+    seen = _batches(monkeypatch)
+    assert run_here(site, _after(config, expected)) == 0
+    assert sorted(seen) == list(range(bad + 1, 11))
+    for step, tokens in seen.items():
+        assert all(torch.equal(*pair) for pair in zip(tokens, batches[step], strict=True))
+    steps = [*range(1, good + 1), *range(bad + 1, 11)]
+    assert list(_rates(site)) == steps
+    for step in steps:
+        factor = 0.5 if step > bad else 1
+        assert _rates(site)[step] == pytest.approx(rates[step] * factor, rel=1e-6)
+    stability = site.result().stability
+    assert stability is not None
+    assert (stability.verdict, stability.findings[0].severity) == ("Warning", "Warning")
+
+
+def test_factors_multiply_and_then_the_job_fails(
+    site: Site, monkeypatch: pytest.MonkeyPatch, undisturbed: Any
+) -> None:
+    config = _job(site)
+    rollbacks: list[Rollback] = []
+    for step in (3, 6):
+        with monkeypatch.context() as patch:
+            break_loss(patch, [step], no_number)
+            assert run_here(site, _after(config, *rollbacks)) == 82
+        rollback = site.result().rollback
+        assert rollback is not None
+        rollbacks.append(rollback)
+    assert [(entry.step, entry.to_step) for entry in rollbacks] == [(3, 2), (6, 4)]
+    assert [entry.learning_rate_factor for entry in rollbacks] == [0.5, 0.25]
+    with monkeypatch.context() as patch:
+        break_loss(patch, [9], no_number)
+        assert run_here(site, _after(config, *rollbacks)) == 81
+    assert "stability.maxRollbacks allows 2 rollbacks, and all were used" in site.result().message
+    assert run_here(site, _after(config, *rollbacks)) == 0
+    rates, _ = undisturbed
+    factors = {step: rate / rates[step] for step, rate in _rates(site).items() if rates[step]}
+    assert factors == pytest.approx({2: 1, 4: 0.5, 7: 0.25, 8: 0.25, 9: 0.25, 10: 0.25})
+
+
+def test_the_checkpoint_before_a_slow_divergence_is_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten bad steps make the finding; with keep 1 only spoilt checkpoints would be left."""
+    config = _job(site, maxSteps=40)
+    with monkeypatch.context() as patch:
+        break_loss(patch, range(16, 41), fifty_times)
+        assert run_here(site, config) == 82
+    rollback = site.result().rollback
+    assert rollback == Rollback(rule="loss-diverged", step=25, to_step=14, learning_rate_factor=0.5)
+    assert run_here(site, _after(config, rollback)) == 0
+    assert site.result().step == 40
+
+
+@pytest.mark.parametrize("point", ["rewind", "publish", "write_json"])
+def test_a_rollback_that_is_interrupted_is_done_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    checkpoints, metrics = (
+        Checkpoints(site.paths.checkpoints, keep=1),
+        MetricsLog(site.paths.metrics),
+    )
+    for step in (4, 6):
+        metrics.append(step, {"loss": 1.0})
+        _stage(checkpoints, step)
+    rollback = Rollback(rule="loss-diverged", step=7, to_step=4, learning_rate_factor=0.5)
+    owner: Any = {"rewind": metrics, "publish": checkpoints, "write_json": module}[point]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, point, _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            module.carry_out([rollback], checkpoints, metrics)
+    for _ in range(2):
+        module.carry_out([rollback], checkpoints, metrics)
+        newest = checkpoints.newest_complete()
+        assert newest is not None
+        assert newest.name == "checkpoint-7"
+        assert load_file(newest / "weights.safetensors")["weight"].item() == 4
+        assert [entry["step"] for entry in metrics.entries] == [4]
+
+
+def _stage(checkpoints: Checkpoints, step: int) -> None:
+    from safetensors.torch import save_file
+
+    from finetune_trainer.durable import write_json
+
+    staged = checkpoints.staging / f"checkpoint-{step}"
+    write_json(staged / "trainer_state.json", {"global_step": step, "epoch": 0.5})
+    save_file({"weight": torch.tensor([float(step)])}, staged / "weights.safetensors")
+    checkpoints.publish(step, good=4)
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_that_is_gone_is_an_error(site: Site) -> None:
+    from finetune_api.trainer import JobFailure
+
+    checkpoints = Checkpoints(site.paths.checkpoints, keep=1)
+    rollback = Rollback(rule="loss-diverged", step=7, to_step=4, learning_rate_factor=0.5)
+    with pytest.raises(JobFailure, match="checkpoint 4, to which training goes back after rule"):
+        module.carry_out([rollback], checkpoints, MetricsLog(site.paths.metrics))

@@ -1,0 +1,230 @@
+"""Several processes: how they find each other, and how weights are spread over their GPUs.
+
+FSDP2 goes through Accelerate, ZeRO through DeepSpeed; both are set up by Transformers' Trainer from
+the fields that `arguments` returns.
+"""
+# ruff: noqa: ARG002 - the signatures are those of TrainerCallback
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.failures import Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Plan
+from finetune_api.trainer import JobFailure
+from finetune_trainer import environment
+from finetune_trainer.device import Device
+from finetune_trainer.logs import fields
+
+log = logging.getLogger(__name__)
+
+_START = timedelta(minutes=30)
+"""How long the first process waits for the last: its node may still pull the image."""
+
+_COLLECTIVE = timedelta(minutes=15)
+"""How long a process waits in a collective, such as while the first writes a checkpoint."""
+
+_CAUSE_SECONDS = 60
+"""How long a process that has lost another waits to be ended with it."""
+
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
+
+def is_sharded(plan: Plan) -> bool:
+    """Tell whether no process has all of the training state."""
+    return plan.strategy in {"fsdp", "zero2", "zero3"}
+
+
+def join(device: Device) -> None:
+    """Meet the other processes of the attempt, if there are any. Raises JobFailure."""
+    if not environment.is_launched():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    minutes = _START.total_seconds() / 60
+    log.info(
+        "waiting for the other processes",
+        extra=fields(address=f"{host}:{port}", processes=world_size, at_most_minutes=minutes),
+    )
+    if device.cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            host, port, world_size, rank == 0, timeout=_START
+        )
+    except torch.distributed.DistError as error:
+        raise JobFailure(
+            Reason.INTERNAL_ERROR,
+            f"the {world_size} processes did not meet at {host}:{port} within {minutes:.0f} "
+            "minutes: see why the other trainer pods of this attempt did not start.",
+        ) from error
+    torch.distributed.init_process_group(
+        "nccl" if device.cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=_COLLECTIVE,
+    )
+
+
+def leave() -> None:
+    """Part from the other processes; at the interpreter's end one would abort for the other's."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def after_the_cause() -> Iterator[None]:
+    """Let the process that failed be the one that says why.
+
+    Whoever loses it in a collective waits to be ended by the launcher or, from another pod, by the
+    operator: its own error says nothing.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if environment.is_launched() and any(text in str(error) for text in _LOST_PEER):
+            log.warning("another process ended", extra=fields(detail=str(error).splitlines()[0]))
+            time.sleep(_CAUSE_SECONDS)
+        raise
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set in any process; all must call it."""
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def first_says(value: Any) -> Any:
+    """Return what the first process passes: all must take the same turn, and call this."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+class AlreadyTrainedError(Exception):
+    """The checkpoint that was loaded is that of the last step."""
+
+
+class OncePrepared(TrainerCallback):
+    """Measures a sharded model as it came: only train() spreads it over the GPUs."""
+
+    def __init__(self, measure: Callable[[], None]) -> None:
+        self.measure = measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure before the first step. Raises AlreadyTrainedError: Trainer would go on."""
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrainedError
+        if state.global_step == 0:
+            self.measure()
+
+
+@contextmanager
+def loading(plan: Plan, spec: FineTuneJobSpec, device: Device) -> Iterator[None]:
+    """Within, from_pretrained reads the weights in one process per pod and spreads them at once."""
+    if plan.strategy == "fsdp":
+        # What `accelerate launch` sets; Transformers reads both.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    if plan.strategy != "zero3":
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    # Transformers asks for it by a weak reference.
+    kept = HfDeepSpeedConfig(_deepspeed(plan, spec, device))
+    yield
+    del kept
+
+
+def arguments(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, Any]:
+    """Return the fields of TrainingArguments that carry out the plan's strategy."""
+    if plan.strategy == "fsdp":
+        return {"fsdp": True, "fsdp_config": dict(_FSDP)}
+    if plan.strategy in {"zero2", "zero3"}:
+        return {"deepspeed": _deepspeed(plan, spec, device)}
+    return {}
+
+
+# Gradient checkpointing stays with the model's own layers: in FSDP2 it gathers no weight twice,
+# and knows the selective kind.
+_FSDP = {
+    "version": 2,
+    # Each decoder layer, as the model names its class.
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "reshard_after_forward": True,
+    "cpu_ram_efficient_loading": True,
+    # Each process writes its part of a checkpoint.
+    "state_dict_type": "SHARDED_STATE_DICT",
+}
+
+
+def _deepspeed(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; "auto" is filled in from the model's width."""
+    zero: dict[str, Any] = {
+        "stage": 2 if plan.strategy == "zero2" else 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+    }
+    if plan.strategy == "zero3":
+        zero |= {
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": device.bf16},
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_clipping": spec.training.max_grad_norm,
+    }
+
+
+def gather_weights(trainer: Any, plan: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """Return all trained weights in the first process, none in the others; all must call it.
+
+    None also when the model of each process is whole. With an adapter these are the adapter's,
+    else all, in dtype: FSDP2 and ZeRO train copies in float32.
+    """
+    if plan.strategy == "fsdp":
+        return _gather_fsdp(trainer, dtype)
+    if plan.strategy == "zero3":
+        with_adapter = hasattr(trainer.model, "peft_config")
+        state: dict[str, torch.Tensor] | None = (
+            trainer.deepspeed._zero3_consolidated_16bit_state_dict(  # noqa: SLF001 - Trainer does
+                exclude_frozen_parameters=with_adapter
+            )
+        )
+        return state
+    return None
+
+
+def _gather_fsdp(trainer: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    model, is_main = trainer.model, trainer.is_world_process_zero()
+    with_adapter = hasattr(model, "peft_config")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    state = {}
+    for name, weight in model.state_dict().items():
+        if with_adapter and name not in trained:
+            continue
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        if is_main:
+            state[name] = whole.cpu() if with_adapter else whole.to("cpu", dtype)
+    return state

@@ -1,0 +1,1 @@
+"""The stability guard: findings from logged metrics, and going back to an earlier checkpoint."""

@@ -1,0 +1,53 @@
+"""Model FLOPs utilisation: what training the model takes, against what the GPUs could do."""
+
+from finetune_api.trainer import TrainerConfig
+
+_PEAKS = {
+    "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "A30": 165e12,
+    "A40": 149.7e12,
+    "A6000": 154.8e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H20": 148e12,
+    "B200": 2250e12,
+}
+"""Dense bfloat16 FLOP/s by the GPU's product name, from NVIDIA's data sheets (without sparsity)."""
+
+
+def peak_flops(device: str) -> float | None:
+    """Return a GPU's dense bfloat16 FLOP/s by its name as CUDA gives it; None when unknown."""
+    words = f" {device} "
+    known = [name for name in _PEAKS if f" {name} " in words.replace("-", " ")]
+    return _PEAKS[max(known, key=len)] if known else None
+
+
+def flops_per_token(config: TrainerConfig) -> float | None:
+    """Return the FLOPs that training on one token takes, without those of attention scores.
+
+    6 per weight: 2 forward, 2 backward for activations, 2 backward for weights (arXiv 2001.08361,
+    section 2.1); 4 where the weights are frozen and only an adapter is trained. Recomputed
+    activations do not count: they are the plan's, not the model's. None before preparation.
+    """
+    if config.preparation is None or config.preparation.model is None:
+        return None
+    per_weight = 6 if config.spec.adapter.type == "full" else 4
+    return float(per_weight * config.preparation.model.parameters)
+
+
+def flops_budget(config: TrainerConfig, device: str) -> float | None:
+    """Return the tokens a second that the plan's GPUs would train at their peak; None if unknown.
+
+    Speed divided by it is the utilisation.
+    """
+    peak, per_token = peak_flops(device), flops_per_token(config)
+    if peak is None or per_token is None or config.plan is None:
+        return None
+    return peak * max(1, config.plan.gpus) / per_token
