@@ -79,7 +79,7 @@ lock: $(VENV)/.ready ## Resolve the lock files anew (UPGRADE=--upgrade for newer
 	$(LOCK) $(UPGRADE) --extra trainer --extra rollout-cpu --override trainer-image/requirements-overrides.txt -o trainer-image/requirements.txt
 	$(LOCK) $(UPGRADE) --extra trainer --extra rollout -o trainer-image/requirements-cuda.txt
 	$(LOCK) $(UPGRADE) --universal --extra operator -c trainer-image/requirements.txt -o operator/requirements.txt
-	$(LOCK) $(UPGRADE) --universal --extra operator --extra trainer --extra dev -c trainer-image/requirements.txt -o tests/requirements.txt
+	$(LOCK) $(UPGRADE) --universal --extra operator --extra cli --extra trainer --extra dev -c trainer-image/requirements.txt -o tests/requirements.txt
 
 .PHONY: clean
 clean: ## Stop what runs and give all disk space back.

@@ -161,6 +161,8 @@ class Spike:
     factor: float
     window: int
     sigma: float = 0.0
+    over_start: float = 1.0
+    """Factor on the level that training started at."""
     keeps_out: ClassVar[bool] = True
 
     def holds(self, history: History, value: float) -> bool:
@@ -171,14 +173,18 @@ class Spike:
         limit = max(
             self.factor * level,
             level + self.sigma * math.sqrt(variance(history.recent)),
-            history.start,
+            self.over_start * history.start,
         )
         return level > 0 and value > limit
 
     def words(self) -> str:
         """Return the condition in words."""
-        text = f"more than {self.factor:g} times the mean of the last {self.window} values"
-        return text + (f" and {self.sigma:g} standard deviations above it" if self.sigma else "")
+        parts = [f"more than {self.factor:g} times the mean of the last {self.window} values"]
+        if self.sigma:
+            parts.append(f"{self.sigma:g} standard deviations above it")
+        times = "" if self.over_start == 1 else f"{self.over_start:g} times "
+        parts.append(f"above {times}the mean of its first {START} values")
+        return " and ".join(parts)
 
 
 @dataclass(frozen=True)

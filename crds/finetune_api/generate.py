@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_api import crd, names, reference
+from finetune_api import crd, names, observability, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "Generated from crds/finetune_api by `make generate`; do not edit."
@@ -21,6 +21,10 @@ def generated_files() -> dict[Path, str]:
         ROOT / "helm/finetune-operator/files/crds" / CRD_FILE: manifest,
         ROOT / "docs/reference/finetunejob.md": reference.api_page(definition, HEADER),
         ROOT / "docs/reference/failures.md": reference.failures_page(HEADER),
+        ROOT / "docs/reference/stability.md": observability.stability_page(HEADER),
+        ROOT / "docs/reference/metrics.md": observability.metrics_page(HEADER),
+        ROOT / "helm/finetune-operator/files/alerts.yaml": f"# {HEADER}\n"
+        + _yaml(observability.alert_groups()),
     }
 
 

@@ -36,6 +36,11 @@ class Dpo(ApiModel):
             " {self.losses.size()}: give one weight per loss",
             ".lossWeights",
         ),
+        Rule(
+            "!('exo_pair' in self.losses) || self.labelSmoothing > 0.0",
+            "the loss exo_pair needs labelSmoothing above 0; its authors take 0.001",
+            ".labelSmoothing",
+        ),
     )
 
     beta: float = Field(default=0.1, ge=0, le=100)
@@ -80,6 +85,16 @@ class Reward(ApiModel):
 class Grpo(ApiModel):
     """Group-relative policy optimisation (arXiv 2402.03300)."""
 
+    model_config = rules(
+        Rule(
+            "self.loss != 'cispo' || has(self.epsilonHigh)",
+            "loss cispo cuts every ratio at epsilonHigh itself, so that the 0.2 of other losses"
+            " would cut all of them: give epsilonHigh, such as 5.0",
+            ".epsilonHigh",
+            required=True,
+        ),
+    )
+
     loss: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     """How token losses are formed and averaged: dapo, grpo, dr_grpo, bnpo, cispo, sapo, luspo or
     vespo."""
@@ -88,7 +103,7 @@ class Grpo(ApiModel):
     epsilon: float = Field(default=0.2, gt=0, le=10)
     """Lower (and, unless epsilonHigh is given, upper) clip range of the ratio."""
     epsilon_high: float | None = Field(default=None, gt=0, le=10)
-    """Upper clip range of the ratio."""
+    """Upper clip range of the ratio; for loss cispo the largest ratio."""
     iterations: int = Field(default=1, ge=1, le=64)
     """Optimisation passes over each batch of completions."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -98,20 +113,24 @@ class Grpo(ApiModel):
 
 
 class Ebft(ApiModel):
-    """Energy-based fine-tuning, structured mode (arXiv 2603.12248)."""
+    """Energy-based fine-tuning (arXiv 2603.12248), structured mode only: whole completions are
+    compared with the known answers. The paper's strided mode and its cross-entropy term are not
+    there.
+    """
 
     feature_layers: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.25, 0.5, 0.75], min_length=1, max_length=16
     )
     """Depths of the layers whose hidden states are matched, as shares of all layers."""
     pooling: Literal["last_token", "mean_pooling", "completion_mean", "concat"] = "last_token"
-    """How hidden states become one feature vector."""
+    """How hidden states become one feature vector: last_token, mean_pooling (over prompt and
+    completion), completion_mean, or concat (those at a quarter, half and three quarters)."""
     alignment_coefficient: float = Field(default=1.0, ge=0, le=100)
-    """Weight of the similarity to the ground truth."""
+    """Weight of the similarity to the known answer."""
     diversity_coefficient: float = Field(default=1.0, ge=0, le=100)
     """Weight of the penalty on similar completions."""
     whitening: bool = False
-    """Whiten the features of each group."""
+    """Whiten the features of each group; then only equal completions count as similar."""
 
 
 _ONE_REWARD = "[has(self.builtin), has(self.__function__), has(self.model)].filter(given, given)"
@@ -144,7 +163,9 @@ class RewardFunction(ApiModel):
     weight: float = Field(default=1.0, ge=-1000, le=1000)
     """Factor in the sum."""
     builtin: Literal["exact-match", "format", "length", "json", "accuracy"] | None = None
-    """A reward that the trainer brings: exact-match, format, length, json or accuracy."""
+    """A reward that the trainer brings: exact-match (the text is the known answer), accuracy (so is
+    the final answer of a solution), format (think tags come first), json (it is JSON), or length
+    (a penalty near generation.maxCompletionLength)."""
     function: (
         Annotated[
             str,
@@ -157,8 +178,8 @@ class RewardFunction(ApiModel):
         ]
         | None
     ) = None
-    """A Python function: configmap://NAME/FILE.py:FUNCTION, or python://MODULE:FUNCTION from the
-    image."""
+    """A Python function of completions and columns: configmap://NAME/FILE.py:FUNCTION, or
+    python://MODULE:FUNCTION from the image."""
     model: ModelSource | None = None
     """A reward model: a sequence classifier with one output, by its source."""
     secret: ObjectName | None = None

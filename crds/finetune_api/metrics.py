@@ -209,7 +209,9 @@ TOTAL_STEPS = OwnMetric("finetune_total_steps", "Optimizer steps planned.")
 EPOCH = OwnMetric("finetune_epoch", "Passes over the data.")
 EVAL_LOSS_BEFORE = OwnMetric("finetune_eval_loss_before", "Held-out loss before training.")
 TOKENS = OwnMetric(
-    "finetune_trained_tokens_total", "Tokens trained on since the process started.", "counter"
+    "finetune_trained_tokens_total",
+    "Tokens trained on since the process started, but for its first step.",
+    "counter",
 )
 TOKENS_PER_SECOND = OwnMetric(
     "finetune_tokens_per_second", "Trained tokens a second over all GPUs."

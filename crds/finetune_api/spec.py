@@ -82,8 +82,12 @@ FORMATS: dict[Method, tuple[DatasetFormat, ...]] = {
     # TRL splits a pair into a desirable and an undesirable example.
     Method.KTO: (DatasetFormat.UNPAIRED_PREFERENCE, *_PAIRS),
     Method.ORPO: _PAIRS,
-    # A completion is at hand as the reference of a reward such as exact-match.
-    Method.GRPO: (DatasetFormat.PROMPT, DatasetFormat.PROMPT_COMPLETION),
+    # An answer is at hand as the reference of a reward such as exact-match.
+    Method.GRPO: (
+        DatasetFormat.PROMPT,
+        DatasetFormat.PROMPT_COMPLETION,
+        DatasetFormat.INSTRUCTION,
+    ),
     Method.REWARD: _PAIRS,
     Method.EBFT: _DEMONSTRATIONS,
 }
@@ -183,6 +187,17 @@ _COMBINATIONS = (
         " || self.dataset.evalFraction > 0.0",
         "evalEverySteps needs held-out data: give dataset.evalSplit or dataset.evalFraction",
         ".training.evalEverySteps",
+    ),
+    Rule(
+        f"!({_ONLINE}) || self.dataset.tooLong != 'truncate'",
+        "a prompt that is cut asks something else: with method {self.method} tooLong must be fail"
+        " or drop",
+        ".dataset.tooLong",
+    ),
+    forbidden(
+        "self.method != 'reward'",
+        "samplePrompts are for methods whose model writes, found method reward",
+        ".evaluation.samplePrompts",
     ),
     Rule(
         "!has(self.rollout) || self.rollout.weightSync != 'lora' || self.adapter.type != 'full'",

@@ -248,7 +248,8 @@ def test_every_training_field_is_immutable_in_the_definition() -> None:
 def test_run_policy_of_a_planned_job_is_mutable(jobs: Jobs, planned: str) -> None:
     change = {"suspend": True, "ttlSecondsAfterFinished": 60, "priorityClassName": "high"}
     changed = jobs.patch(planned, {"spec": {"runPolicy": change}})
-    assert changed["spec"]["runPolicy"] == {"backoffLimit": 3} | change
+    defaults = {"backoffLimit": 3, "terminationGracePeriodSeconds": 120}
+    assert changed["spec"]["runPolicy"] == defaults | change
 
 
 def test_a_job_without_plan_is_mutable(jobs: Jobs) -> None:
@@ -275,7 +276,9 @@ def test_kubectl_shows_a_job_at_a_glance(control_plane: Cluster, jobs: Jobs, pla
     # The reason of the condition Failed, which is False in this sample.
     assert row.split()[:6] == ["planned", "grpo", "Running", "AsExpected", "24/40", "1.2346"]
     wide = control_plane.kubectl("get", "finetunejobs", planned, "-o", "wide").splitlines()[0]
-    assert wide.split()[6:] == ["MODEL", "PLAN", "TOKENS/S", "ETA(S)", "MESSAGE", "AGE"]
+    assert wide.split()[6:] == [
+        "STABILITY", "MODEL", "PLAN", "TOKENS/S", "ETA(S)", "MESSAGE", "AGE",
+    ]  # fmt: skip
 
 
 def test_jobs_are_found_by_phase_and_method(control_plane: Cluster, planned: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from demo.prepare_demo import DATA, default_folder, make_data
 
-HELD_OUT = 48
+HELD_OUT = 32
 """Questions of the test split; no training row has one of them."""
 _LONGEST_ANSWER = 120
 """Characters: with the question and the chat template, fewer than 128 tokens."""

@@ -55,7 +55,12 @@ def test_a_reward_model_learns_to_score_docstrings_higher(quality: Quality) -> N
     assert judge.scored(job.site.model, job.site.artifact, job.questions) == accuracy.after
 
 
-ONLINE: dict[str, Any] = {"maxSteps": 30, "batchSize": 16, "extra": {"num_generations_eval": 2}}
+ONLINE: dict[str, Any] = {
+    "maxSteps": 24,
+    "batchSize": 16,
+    "learningRate": 3e-4,
+    "extra": {"num_generations_eval": 2},
+}
 
 
 def test_grpo_learns_what_a_reward_asks_for(quality: Quality) -> None:
@@ -63,7 +68,7 @@ def test_grpo_learns_what_a_reward_asks_for(quality: Quality) -> None:
     job = quality.train(
         "grpo",
         "prompts",
-        ONLINE | {"learningRate": 2e-4},
+        ONLINE,
         rewards=[{"name": "direct", "function": "configmap://rewards/direct.py:direct"}],
         generation={"groupSize": 8, "maxCompletionLength": 16},
     )
@@ -76,7 +81,7 @@ def test_ebft_draws_answers_towards_the_docstrings(quality: Quality) -> None:
     job = quality.train(
         "ebft",
         "demonstrations",
-        ONLINE | {"learningRate": 2e-4},
+        ONLINE,
         ebft={"pooling": "completion_mean"},
         generation={"groupSize": 8, "maxCompletionLength": 24},
     )

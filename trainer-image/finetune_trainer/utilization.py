@@ -36,7 +36,7 @@ def flops_per_token(config: TrainerConfig) -> float | None:
     section 2.1); 4 where the weights are frozen and only an adapter is trained. Recomputed
     activations do not count: they are the plan's, not the model's. None before preparation.
     """
-    if config.preparation is None or config.preparation.model is None:
+    if config.preparation is None:
         return None
     per_weight = 6 if config.spec.adapter.type == "full" else 4
     return float(per_weight * config.preparation.model.parameters)

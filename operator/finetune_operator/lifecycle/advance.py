@@ -6,17 +6,18 @@ from typing import Final
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
-from finetune_operator.lifecycle.chains import sources_ready
+from finetune_operator.lifecycle.chains import merged_bytes, sources_ready
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_problem
 from finetune_operator.lifecycle.retry import next_start
 from finetune_operator.lifecycle.settle import SPEC_CHANGED, fail
 from finetune_operator.lifecycle.stability import show_stability
-from finetune_operator.planning.quantity import from_gib, to_gib
+from finetune_operator.planning.quantity import GIB, from_gib, to_gib
 from finetune_operator.workloads import Launch
 
 _PREPARE_MEMORY: Final = "4Gi"
+_MERGE_FACTOR: Final = 1.2
 
 
 def advance(draft: Draft) -> None:
@@ -118,10 +119,12 @@ def _launch(draft: Draft, *, trainer: bool) -> Launch:
 def _prepare_memory(draft: Draft) -> str:
     """Return the memory of preparation, half as much again for each time that it ran out.
 
-    What the spec asks for is for trainer pods: a CPU node need not have that much.
+    What the spec asks for is for trainer pods: a CPU node need not have that much. A model that
+    adapters are merged into is in memory whole.
     """
     too_small = sum(one.reason == Reason.HOST_OUT_OF_MEMORY for one in draft.attempts)
-    return from_gib(to_gib(_PREPARE_MEMORY) * 1.5**too_small)
+    merging = _MERGE_FACTOR * merged_bytes(draft) / GIB
+    return from_gib((to_gib(_PREPARE_MEMORY) + merging) * 1.5**too_small)
 
 
 def _starting(draft: Draft) -> None:

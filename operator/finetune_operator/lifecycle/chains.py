@@ -23,7 +23,6 @@ WAITING: Final = "WaitingForJob"
 FAILED: Final = "JobFailed"
 _NOT_FOUND: Final = "JobNotFound"
 _REFUSED: Final = Reason.CONFIG_INVALID.value
-_MOST_MERGED: Final = 16
 _MODEL: Final = "model.source"
 
 
@@ -69,9 +68,13 @@ def sources_ready(draft: Draft) -> bool:
     if draft.status.plan is not None:
         return True
     named = named_jobs(draft.job.spec)
-    kept = {JOB_SCHEME + name for name in named.values()} & draft.status.starts.keys()
-    draft.update(starts={source: draft.status.starts[source] for source in sorted(kept)})
-    missing = {field: name for field, name in named.items() if JOB_SCHEME + name not in kept}
+    # What was edited may mean another model, or another use of the same one.
+    edited = draft.job.generation != draft.status.observed_generation
+    known = without_found(draft) if edited else draft.status.starts
+    sources = {JOB_SCHEME + name for name in named.values()}
+    starts = {source: start for source, start in known.items() if source in sources}
+    draft.update(starts=starts)
+    missing = {field: name for field, name in named.items() if JOB_SCHEME + name not in starts}
     if missing and not _look_up(draft, missing):
         return False
     if named or draft.condition(ConditionType.SOURCES_READY) is not None:
@@ -107,6 +110,16 @@ def without_found(draft: Draft) -> dict[str, ModelStart]:
     """Return the models that can only be known from an earlier look-up: their jobs are gone."""
     starts = draft.status.starts.items()
     return {one: start for one, start in starts if one.removeprefix(JOB_SCHEME) not in draft.chain}
+
+
+def merged_bytes(draft: Draft) -> int:
+    """Return the size of the largest model that adapters are merged into; 0 when none is known."""
+    sizes = [0]
+    for source, start in draft.status.starts.items():
+        other = draft.chain.get(source.removeprefix(JOB_SCHEME))
+        if start.merge and other is not None and other.status.preparation is not None:
+            sizes.append(other.status.preparation.model.weights_bytes)
+    return max(sizes)
 
 
 def _asked_for(job: Job) -> list[str]:
@@ -150,7 +163,8 @@ def _misfit(job: Job, field: str, other: Job) -> str | None:
 def _look_up(draft: Draft, missing: Mapping[str, str]) -> bool:
     refused = refusal(draft.job, draft.chain)
     if refused is not None:
-        _refuse(draft, refused)
+        draft.conditions.set(ConditionType.SOURCES_READY, False, _REFUSED, refused)
+        fail(draft, Reason.CONFIG_INVALID, refused, advised=True)
         return False
     waits = [_wait(draft.job, field, draft.chain.get(name)) for field, name in missing.items()]
     left = [wait for wait in waits if wait is not None]
@@ -161,24 +175,8 @@ def _look_up(draft: Draft, missing: Mapping[str, str]) -> bool:
     for field, name in missing.items():
         adapter = draft.job.spec.model.job_adapter if field == _MODEL else None
         starts[JOB_SCHEME + name] = _start(draft.chain[name], go_on=adapter == "continue")
-    longest = max(starts, key=lambda source: len(starts[source].merge))
-    if len(starts[longest].merge) > _MOST_MERGED:
-        _refuse(draft, _too_long(longest))
-        return False
     draft.update(starts=starts)
     return True
-
-
-def _too_long(source: str) -> str:
-    return (
-        f"{source} stands on more than {_MOST_MERGED} adapters of earlier jobs: set output.merged"
-        " in one of them."
-    )
-
-
-def _refuse(draft: Draft, message: str) -> None:
-    draft.conditions.set(ConditionType.SOURCES_READY, False, _REFUSED, message)
-    fail(draft, Reason.CONFIG_INVALID, message, advised=True)
 
 
 def _wait(job: Job, field: str, other: Job | None) -> _Wait | None:

@@ -246,5 +246,8 @@ def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:
     if plan is None or preparation is None:
         return False
     smaller = smaller_plan(draft.job.spec, preparation, plan, reason, Inventory())
-    draft.update(plan=smaller or plan)
-    return smaller is not None
+    # A checkpoint goes on only as it was spread.
+    if smaller is None or (draft.status.checkpoint is not None and smaller.gpus != plan.gpus):
+        return False
+    draft.update(plan=smaller)
+    return True

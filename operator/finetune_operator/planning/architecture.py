@@ -180,7 +180,7 @@ def _parameters(config: Config, family: Family) -> int:
     embedding = config["vocab_size"] * hidden
     feed_forward = sum(_feed_forward(config, family, layer) for layer in range(layers))
     around = layers * (_attention(config, family) + family.norms * hidden)
-    return embedding * (1 if _tied(config, family) else 2) + around + feed_forward + hidden
+    return int(embedding * (1 if _tied(config, family) else 2) + around + feed_forward + hidden)
 
 
 def _attention(config: Config, family: Family) -> int:

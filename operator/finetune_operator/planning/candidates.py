@@ -119,6 +119,11 @@ def unshardable(spec: FineTuneJobSpec, strategy: Strategy) -> str | None:
             f"resources.strategy is {strategy}, but method ebft reads hidden states of the whole"
             " model on each GPU: use ddp."
         )
+    if spec.stability.policy == "Rollback":
+        return (
+            f"stability.policy is Rollback, which cannot change the spread checkpoints of"
+            f" resources.strategy {strategy}: use Halt or Warn, or strategy ddp."
+        )
     if spec.adapter.type == "qlora" and strategy != "zero2":
         return (
             f"resources.strategy is {strategy}, which cannot spread the quantised weights of"

@@ -9,42 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.spec import DatasetFormat
+from finetune_operator.plugin.columns import format_of
 from finetune_operator.plugin.errors import PluginError
 
 CHARACTERS_PER_TOKEN: Final = 3
 """Taken low, so that rows are taken to be long: English text has more characters to a token."""
-
-_COLUMNS: Final = (
-    (DatasetFormat.TOKENIZED, ({"input_ids"},)),
-    (
-        DatasetFormat.PREFERENCE,
-        (
-            {"chosen", "rejected"},
-            {"chosen_response", "rejected_response"},
-        ),
-    ),
-    (DatasetFormat.UNPAIRED_PREFERENCE, ({"completion", "label"},)),
-    (DatasetFormat.CHAT, ({"messages"}, {"conversations"}, {"conversation"})),
-    (DatasetFormat.PROMPT_COMPLETION, ({"prompt", "completion"},)),
-    (
-        DatasetFormat.INSTRUCTION,
-        (
-            {"instruction", "output"},
-            {"instruction", "response"},
-            {"question", "answer"},
-            {"question", "response"},
-            {"question", "output"},
-            {"article", "summary"},
-            {"document", "summary"},
-            {"prompt", "response"},
-            {"query", "response"},
-            {"problem", "solution"},
-            {"input", "output"},
-        ),
-    ),
-    (DatasetFormat.COMPLETION, ({"text"},)),
-    (DatasetFormat.PROMPT, ({"prompt"},)),
-)
 
 
 @dataclass(frozen=True)
@@ -61,11 +30,8 @@ class DataFile:
 
     @property
     def format(self) -> DatasetFormat | None:
-        """The format by the columns, as preparation will recognise it; None when there is none."""
-        for format_, alternatives in _COLUMNS:
-            if any(needed <= self.columns for needed in alternatives):
-                return format_
-        return None
+        """The format by the columns; None when there is none."""
+        return format_of(self.columns)
 
 
 def read_data_file(path: Path) -> DataFile:

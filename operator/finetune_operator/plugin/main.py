@@ -107,3 +107,134 @@ def validate(filename: File) -> None:
             typer.echo(f"{job_name(manifest)}: {problem}")
     if refused:
         raise typer.Exit(2)
+
+
+@app.command()
+def status(
+    name: JobName,
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", help="Follow the job until it is finished.")
+    ] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Show a job: progress, loss, speed, stability, attempts."""
+    from finetune_operator.plugin.kubectl import Cluster
+    from finetune_operator.plugin.watch import show_status
+
+    raise typer.Exit(show_status(Cluster(namespace, context), name, follow=watch))
+
+
+@app.command()
+def logs(
+    name: JobName,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until the pod ends.")
+    ] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print the log of the job's newest pod."""
+    from finetune_operator.plugin.kubectl import Cluster
+    from finetune_operator.plugin.watch import show_logs
+
+    raise typer.Exit(show_logs(Cluster(namespace, context), name, follow=follow))
+
+
+@app.command()
+def report(name: JobName, namespace: Namespace = None, context: Context = None) -> None:
+    """Say where the report of a finished job is."""
+    from finetune_operator.plugin.kubectl import Cluster
+    from finetune_operator.plugin.watch import show_report
+
+    show_report(Cluster(namespace, context), name)
+
+
+@app.command()
+def recommend(
+    data: Data = None,
+    have: Annotated[
+        Literal["examples", "pairs", "labels", "prompts"] | None,
+        typer.Option(help="What the data is, when it is not in a local file."),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="What scores answers: a built-in reward, or the source of a function."),
+    ] = None,
+    reward_model: Annotated[
+        bool, typer.Option("--reward-model", help="Train a model that scores answers.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Model to start from, by its source.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="GPU that you have, such as L4.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many of them.", min=1)] = None,
+    source: Annotated[str | None, typer.Option(help="Where the data is for the cluster.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the job.")] = "my-job",
+    claim: Annotated[str, typer.Option(help="Claim that receives the model.")] = "models",
+    config: Config = None,
+    parameters: Parameters = None,
+    tokens: Tokens = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the job to this file.")
+    ] = None,
+) -> None:
+    """Say which method, adapter and hardware fit, and write the job; without flags it asks."""
+    from rich.console import Console
+
+    from finetune_operator.plugin.advice import HAVE, Situation
+    from finetune_operator.plugin.data_file import read_data_file
+    from finetune_operator.plugin.facts import Known
+    from finetune_operator.plugin.questions import ask_gpu, ask_model, ask_situation
+    from finetune_operator.plugin.recommend import Wish, advise, show, to_yaml
+
+    file = read_data_file(data) if data else None
+    situation = Situation(file.format if file else HAVE.get(have or ""), reward, reward_model)
+    asks = sys.stdin.isatty()
+    if asks and situation == Situation(None) and file is None:
+        situation = ask_situation()
+    if model is None and not asks:
+        raise PluginError("--model is not given: name a model, such as hf://Qwen/Qwen3-8B.")
+    model = model or ask_model()
+    if asks and gpu is None:
+        gpu = ask_gpu()
+    wish = Wish(situation, model, file, source, gpu, gpus, name, claim)
+    advice = advise(wish, Known(config, parameters, data, None, tokens))
+    show(Console(highlight=False), advice, wish)
+    if output:
+        output.write_text(to_yaml(advice), encoding="utf-8")
+        typer.echo(f"{output} is written: kubectl apply -f {output}")
+    else:
+        typer.echo(to_yaml(advice), nl=False)
+
+
+@app.command()
+def run(
+    filename: File,
+    local: Annotated[bool, typer.Option("--local", help="On this machine.")] = False,
+    name: Selected = None,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Folder that stands for a claim. Repeatable."),
+    ] = None,
+    configmap: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="File or folder for a ConfigMap. Repeatable."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the job, as plan --what-if does."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the workspace is kept; NAME.local unless given."),
+    ] = None,
+) -> None:
+    """Prepare, plan and train a job on this machine, without a cluster."""
+    from finetune_operator.plugin.local import Folders, named_folders, run_local
+    from finetune_operator.plugin.manifests import job_name, select
+
+    if not local:
+        raise PluginError("run is for this machine: give --local, or kubectl apply -f the job.")
+    manifest = select(filename, name)
+    base = folder or Path(f"{job_name(manifest)}.local")
+    folders = Folders(base, named_folders(claim or []), named_folders(configmap or []))
+    raise typer.Exit(run_local(manifest, changes or [], folders))

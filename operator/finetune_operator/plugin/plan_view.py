@@ -1,6 +1,6 @@
 """A plan on a terminal: what was decided, what fills the memory, and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,8 @@ _BAR_WIDTH: Final = 60
 _PARTS: Final = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "green"), ("▚", "yellow"))
 """Glyph and colour by turns: the bar is read without colours too."""
 _FREE: Final = "·"
+_ALWAYS: Final = {"Hardware", "Micro-batch", "Memory (GiB)"}
+"""Rows of a comparison even where all plans agree."""
 
 
 def show(console: Console, scenarios: Sequence[Scenario]) -> None:
@@ -40,21 +42,28 @@ def _title(scenario: Scenario) -> Text:
 
 def _details(scenario: Scenario, plan: Plan) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    for name, value in _rows(plan):
+    for name, value in _rows(scenario, plan):
         table.add_row(name, value)
-    reasons = [Text(f"- {reason}") for reason in plan.reasons]
     return Group(
         Text(f"{plan.summary}\n", style="bold green"),
         table,
         Text(),
         *_memory(plan, scenario.gpu_memory),
         Text("\nWhy", style="bold"),
-        *reasons,
+        listed(plan.reasons),
     )
 
 
-def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "Hardware", _hardware(plan)
+def listed(sentences: Iterable[str]) -> RenderableType:
+    """Return sentences as a list, each with its own indented lines."""
+    table = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        table.add_row("-", sentence)
+    return table
+
+
+def _rows(scenario: Scenario, plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "Hardware", _hardware(scenario, plan)
     yield "Micro-batch", f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps}"
     yield "Longest sequence", f"{plan.max_length:,} tokens"
     yield "Precision", plan.precision
@@ -63,12 +72,13 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Each pod", f"{plan.cpu} CPU, {plan.host_memory} memory"
 
 
-def _hardware(plan: Plan) -> str:
+def _hardware(scenario: Scenario, plan: Plan) -> str:
     if not plan.gpus:
         return "CPU"
+    gpu = plan.gpu_product or f"{scenario.gpu_memory:.0f} GiB GPU"
     nodes = f" on {plan.nodes} nodes" if plan.nodes > 1 else ""
     strategy = "" if plan.strategy == "single" else f", {plan.strategy}"
-    return f"{plan.gpus} x {plan.gpu_product or 'GPU'}{nodes}{strategy}"
+    return f"{plan.gpus} x {gpu}{nodes}{strategy}"
 
 
 def parts_of(memory: Memory) -> dict[str, float]:
@@ -99,25 +109,27 @@ def _cycle() -> Iterator[tuple[str, str]]:
 
 
 def _comparison(scenarios: Sequence[Scenario]) -> Table:
+    """Return the plans side by side, without what is the same in all of them."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     for scenario in scenarios:
         table.add_column(scenario.change or "as it is")
     columns = [_column(scenario) for scenario in scenarios]
-    for name in next((column for column in columns if column), {}):
-        table.add_row(name, *[column.get(name, "does not fit") for column in columns])
+    for name in max(columns, key=len):
+        if name in _ALWAYS or len({column[name] for column in columns if name in column}) > 1:
+            table.add_row(name, *[column.get(name, "") for column in columns])
     return table
 
 
 def _column(scenario: Scenario) -> dict[str, str]:
     plan = scenario.plan
     if plan is None:
-        return {}
+        return {"Hardware": "does not fit"}
     limit = f" of {scenario.gpu_memory:.0f}" if plan.gpus else ""
-    sizes = {name.capitalize(): f"{size:.1f}" for name, size in parts_of(plan.memory).items()}
-    return dict(_rows(plan)) | {"Memory (GiB)": f"{plan.memory.total:.1f}{limit}"} | sizes
+    sizes = {f"  {name}": f"{size:.1f}" for name, size in parts_of(plan.memory).items()}
+    total = {"Memory (GiB)": f"{plan.memory.total:.1f}{limit}"}
+    return dict(_rows(scenario, plan)) | total | sizes
 
 
 def _notes(scenario: Scenario) -> RenderableType:
-    lines = [Text(f"- {note}") for note in scenario.basis.notes]
-    return Group(Text("\nWhat this rests on", style="bold"), *lines)
+    return Group(Text("\nWhat this rests on", style="bold"), listed(scenario.basis.notes))

@@ -32,16 +32,30 @@ def problems(manifest: Manifest) -> list[str]:
     """
     text = json.dumps(manifest.get("spec") or {}, default=str)
     try:
-        spec = FineTuneJobSpec.model_validate_json(text, strict=True)
+        FineTuneJobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
         return sentences(error)
     metadata = manifest.get("metadata") or {}
     if not metadata.get("name"):
         return ["metadata.name: required, but not given"]
     version = custom_resource_definition()["spec"]["versions"][0]
-    job = {"metadata": metadata, "spec": spec.to_json()}
-    root = _Node("", job, version["schema"]["openAPIV3Schema"])
-    return [said for node in _nodes(root) for said in _broken(node)]
+    schema = version["schema"]["openAPIV3Schema"]
+    job = _stored({"metadata": metadata, "spec": manifest["spec"]}, schema)
+    return [said for node in _nodes(_Node("", job, schema)) for said in _broken(node)]
+
+
+def _stored(value: Any, schema: Schema) -> Any:
+    """Return a value as the API server would store it: defaults filled in, nulls left out."""
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        defaults = {name: part["default"] for name, part in properties.items() if "default" in part}
+        given = {name: each for name, each in value.items() if each is not None}
+        filled = (defaults | given).items()
+        return {name: _stored(each, properties.get(name, {})) for name, each in filled}
+    if isinstance(value, list):
+        return [_stored(each, schema.get("items", {})) for each in value]
+    # CEL tells 0 from 0.0 by the schema, not by how it is written.
+    return float(value) if schema.get("type") == "number" else value
 
 
 def _nodes(node: _Node) -> Iterator[_Node]:

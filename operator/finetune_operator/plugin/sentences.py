@@ -40,22 +40,27 @@ def _path(place: tuple[int | str, ...]) -> str:
 
 
 def _what(detail: ErrorDetails, place: tuple[int | str, ...], *, in_union: bool) -> str:
-    kind, found = detail["type"], json.dumps(detail["input"], default=str, ensure_ascii=False)
+    kind = detail["type"]
     if kind == "missing":
         return "required, but not given"
     if kind == "extra_forbidden":
         return f"unknown field{_nearest(place)}"
-    if in_union:
-        return f"found {found}, expected auto or a whole number in the field's range"
-    if kind in {"literal_error", "enum"}:
-        return f"found {found}, expected {detail['ctx']['expected']}".replace("'", "")
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
+    found = json.dumps(detail["input"], default=str, ensure_ascii=False)
+    return f"found {found}, {_expected(detail, in_union=in_union)}"
+
+
+def _expected(detail: ErrorDetails, *, in_union: bool) -> str:
+    kind = detail["type"]
+    if in_union:
+        return "expected auto or a whole number in the field's range"
+    if kind in {"literal_error", "enum"}:
+        return f"expected {detail['ctx']['expected']}".replace("'", "")
     if kind in _TYPES:
-        return f"found {found}, expected {_TYPES[kind]}"
+        return f"expected {_TYPES[kind]}"
     # Bounds: pydantic's own words say them well.
-    rest = detail["msg"].partition(" should ")[2] or detail["msg"]
-    return f"found {found}, which should {rest}"
+    return f"which should {detail['msg'].partition(' should ')[2] or detail['msg']}"
 
 
 def _nearest(place: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.failures import Reason
 from finetune_api.status import ModelStart
 from finetune_operator.lifecycle import Job, awaits, chain_of
-from unit.operator.builders import Life, failure, make_pod, prepared_pod
+from unit.operator.builders import Life, failure, make_pod, make_preparation, prepared_pod
 
 REWARDED: dict[str, Any] = {"method": "grpo"}
 
@@ -309,6 +309,31 @@ def test_another_source_before_the_plan_is_looked_up_anew() -> None:
     second.edit(model={"source": "hf://a/b"})
     family.step("second", 20, old, make_pod("prepare", 2, model={"source": "job://other"}))
     assert second.body["status"]["starts"] == {}
+
+
+def test_another_use_of_the_adapter_before_the_plan_is_looked_up_anew() -> None:
+    family = Family()
+    family.apply("first")
+    family.end("first", "Succeeded")
+    second = family.apply("second", "job://first")
+    family.step("second")
+    model = {"source": "job://first"}
+    second.edit(model=model | {"jobAdapter": "continue"})
+    old = make_pod("prepare", exit_code=143, model=model)
+    assert family.step("second", 10, old).launch is not None
+    assert second.body["status"]["starts"]["job://first"]["adapter"] == "pvc://models/first"
+
+
+def test_preparation_that_merges_has_room_for_the_whole_model() -> None:
+    family = Family()
+    family.apply("first")
+    facts = make_preparation(weights_bytes=10 * 2**30).to_json()
+    family.lives["first"].body["status"] = {"preparation": facts}
+    family.end("first", "Succeeded")
+    family.apply("merged", "job://first")
+    family.apply("continued", "job://first", model={"jobAdapter": "continue"})
+    assert family.step("merged").launch.memory == "16Gi"
+    assert family.step("continued").launch.memory == "4Gi"
 
 
 def test_suspension_comes_before_waiting() -> None:

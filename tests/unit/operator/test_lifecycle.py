@@ -259,6 +259,18 @@ def test_out_of_gpu_memory_makes_the_plan_smaller_until_there_is_no_room() -> No
     assert life.condition("Failed")["reason"] == "GpuOutOfMemory"
 
 
+@pytest.mark.parametrize("checkpoint", [None, 20])
+def test_more_gpus_are_taken_only_while_there_is_no_checkpoint(checkpoint: int | None) -> None:
+    training = {"microBatchSize": 4, "gradientCheckpointing": "full"}
+    life = started(training=training)
+    pods = prepared_pod(training=training), make_pod(running=True)
+    life.step(20, *pods, report=report(checkpoint_step=checkpoint))
+    pod = make_pod(exit_code=80, result=failure(Reason.GPU_OUT_OF_MEMORY))
+    life.step(60, prepared_pod(training=training), pod)
+    assert life.phase == ("Recovering" if checkpoint is None else "Failed")
+    assert life.body["status"]["plan"]["gpus"] == (2 if checkpoint is None else 1)
+
+
 def test_a_given_micro_batch_is_kept() -> None:
     training = {"microBatchSize": 4, "gradientCheckpointing": "none"}
     life = started(training=training, resources={"gpu": {"count": 1}})

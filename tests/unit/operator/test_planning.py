@@ -196,6 +196,13 @@ def test_compiling_has_to_pay(steps: int, compiled: bool) -> None:
             "method ebft reads hidden states",
         ),
         (
+            {
+                "stability": {"policy": "Rollback"},
+                "resources": {"gpu": {"count": 2}, "strategy": "fsdp"},
+            },
+            "stability.policy is Rollback",
+        ),
+        (
             {"method": "kto", "training": {"batchSize": 9}},
             "the kto loss needs an even number",
         ),

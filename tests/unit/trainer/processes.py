@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,12 @@ def start_trainer(
     environment: dict[str, str] | None = None,
 ) -> Any:
     """Start `finetune-trainer` and return its process."""
-    process = _CONTEXT.Process(target=_main, args=(arguments, interruption, environment or {}))
+    return start_process(main, arguments, interruption, environment or {})
+
+
+def start_process(target: Callable[..., None], *arguments: Any) -> Any:
+    """Start a function of a module in a process of its own."""
+    process = _CONTEXT.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -46,15 +52,16 @@ def run_trainer(
     return int(process.exitcode)
 
 
-def _main(
+def main(
     arguments: list[str], interruption: Interruption | None, environment: dict[str, str]
 ) -> None:
+    """Be `finetune-trainer`, with an environment and an interruption."""
     os.environ.update(environment)
     if interruption is not None:
         _arrange(interruption)
-    from finetune_trainer.cli import main
+    from finetune_trainer import cli
 
-    sys.exit(main(arguments))
+    sys.exit(cli.main(arguments))
 
 
 def _arrange(interruption: Interruption) -> None:

@@ -35,17 +35,8 @@ def ebft_job(site: Site, **changes: Any) -> TrainerConfig:
     return site.job(plan, **(_SPEC | changes))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({}, id="full"),
-        pytest.param(
-            {"adapter": _LORA, "training": _SPEC["training"] | {"learningRate": 0.1}}, id="lora"
-        ),
-    ],
-)
-def test_completions_come_nearer_to_the_known_answers(site: Site, changes: dict[str, Any]) -> None:
-    assert site.run(ebft_job(site, **changes)) == 0
+def test_completions_come_nearer_to_the_known_answers(site: Site) -> None:
+    assert site.run(ebft_job(site)) == 0
     first, last = site.metrics()[0], site.metrics()[-1]
     assert last["eval_ebft/alignment"] > first["eval_ebft/alignment"] + 0.2
     assert last["eval_ebft/cfm_loss"] < first["eval_ebft/cfm_loss"] - 0.2

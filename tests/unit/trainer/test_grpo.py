@@ -103,7 +103,8 @@ def _measured(site: Site) -> list[dict[str, Any]]:
     ]
 
 
-def test_two_processes_share_groups(site: Site) -> None:
+@pytest.mark.parametrize("method", ["grpo", "ebft"])
+def test_two_processes_share_groups(site: Site, method: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     plan = make_plan(
@@ -114,7 +115,10 @@ def test_two_processes_share_groups(site: Site) -> None:
         gradient_accumulation_steps=1,
     )
     training = _SHORT | {"maxSteps": 4, "batchSize": 8, "evalEverySteps": 2}
-    config = grpo_job(site, plan=plan, training=training)
+    rewards = _SPEC["rewards"] if method == "grpo" else None
+    rows = [{"prompt": f"Word {number}:", "completion": "yes"} for number in range(10)]
+    config = grpo_job(site, rows, plan=plan, training=training, method=method, rewards=rewards)
     environment = {"FINETUNE_DEVICE": "cpu", "MASTER_PORT": str(port)}
     assert site.run(config, environment=environment) == 0
     assert site.result().step == 4
+    assert [entry["step"] for entry in site.metrics() if "eval_reward" in entry] == [0, 2, 4]

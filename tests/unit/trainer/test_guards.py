@@ -1,43 +1,66 @@
 """What must hold whatever a job says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from datasets import Dataset
 
+from finetune_api.spec import Method
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.device import choose_device
-from finetune_trainer.methods import sft
+from finetune_trainer.methods import ebft, grpo, sft
 from finetune_trainer.methods.extra import OWNED
 from finetune_trainer.methods.setup import Setup
 from finetune_trainer.paths import Paths
 from unit.trainer.builders import make_config, make_plan
 
 
-def test_what_we_set_is_owned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [
+        (sft, {"method": "sft"}),
+        (grpo, {"method": "grpo", "rewards": [{"name": "short", "builtin": "length"}]}),
+        (ebft, {"method": "ebft", "adapter": {"type": "lora"}}),
+    ],
+    ids=["sft", "grpo", "ebft"],
+)
+class _Recorded(dict[str, Any]):
+    """Stands for a TRL configuration: what it was made from."""
+
+    __getattr__ = dict.get
+
+
+@pytest.mark.parametrize("method", [Method.SFT, Method.DPO, Method.KTO, Method.ORPO, Method.REWARD])
+def test_what_we_set_is_owned(
+    method: Method, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A field that both we and training.extra set would fail only once GPUs are taken."""
     given: dict[str, Any] = {}
 
-    def trainer(*, args: dict[str, Any], **_: object) -> None:
+    def trainer(*, args: dict[str, Any], **_: object) -> Any:
         given.update(args)
+        return SimpleNamespace(model=torch.nn.Module())
 
-    monkeypatch.setattr(sft, "SFTConfig", dict)
-    monkeypatch.setattr(sft, "ResumableSftTrainer", trainer)
-    sft.build(_setup(tmp_path))
+    module = module_of(method)
+    monkeypatch.setattr(module, module.CONFIGURATION.__name__, _Recorded)
+    monkeypatch.setattr(module, f"Resumable{method.value.title()}Trainer", trainer)
+    module.build(_setup(tmp_path, method))
     assert given
     assert given.keys() - OWNED.keys() == set()
 
 
-def _setup(folder: Path) -> Setup:
-    config, plan, nothing = make_config(), make_plan(), Dataset.from_dict({})
+def _setup(folder: Path, method: dict[str, Any]) -> Setup:
+    config, plan, nothing = make_config(**method), make_plan(), Dataset.from_dict({})
     return Setup(
         config=config,
         plan=plan,
         device=choose_device(plan, config.spec.training),
         paths=Paths(folder, folder, folder),
         model=cast("Any", None),
-        tokenizer=cast("Any", None),
+        tokenizer=cast("Any", SimpleNamespace(pad_token_id=0)),
         train=nothing,
         held_out=nothing,
         longest=10,

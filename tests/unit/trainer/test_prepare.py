@@ -15,6 +15,7 @@ from datasets import load_from_disk
 
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure
+from finetune_trainer.data.dataset import load_rows
 from unit.trainer.builders import (
     CHAT_TEMPLATE,
     MARKED_TEMPLATE,
@@ -186,7 +187,6 @@ BAD_DATA: dict[str, tuple[list[Any] | str, dict[str, Any], Reason, str]] = {
     "not JSON": ('{"text": "a"}\n{"text"\n', {}, Reason.DATA_INVALID, r"line 2 of rows.jsonl is not valid JSON \(Expecting ':' delimiter at character 8\): correct the file"),
     "no object": ("3\n", {}, Reason.DATA_INVALID, "row 1 of rows.jsonl is a number, expected an object with columns"),
     "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, Reason.DATA_INVALID, r"look like paired preferences \(prompt, chosen, rejected\), which method dpo or kto or orpo or reward needs; method sft needs .*\(messages\)"),
-    "several nodes": ([{"text": "a"}], {"resources": {"nodes": 2, "gpu": {"count": 2}, "workspace": {"accessMode": "ReadWriteMany"}}}, Reason.CONFIG_INVALID, "resources.nodes is 2, but this trainer version runs on one node"),
     "labelled": ([{"prompt": "a", "completion": "b", "label": True}], {}, Reason.DATA_INVALID, "look like unpaired preferences .* which method kto needs"),
     "prompts": ([{"prompt": "a"}], {}, Reason.DATA_INVALID, "look like bare prompts .* which method grpo needs"),
     "unknown columns": ([{"foo": "a", "bar": "b"}], {}, Reason.DATA_INVALID, "has the columns bar, foo, which are no known format; method sft needs .* dataset.columns"),
@@ -228,12 +228,131 @@ def test_bad_data(site: Site, case: tuple[list[Any] | str, dict[str, Any], Reaso
     assert not site.paths.data.exists()
 
 
+PAIR = {"prompt": "hi ", "chosen": "yes", "rejected": "no"}
+DPO: dict[str, Any] = {"method": "dpo"}
+KTO: dict[str, Any] = {"method": "kto"}
+ONLINE: dict[str, Any] = {
+    "method": "grpo",
+    "rewards": [{"name": "long", "builtin": "length"}],
+    "generation": {"maxCompletionLength": 32, "groupSize": 2},
+    "training": {"batchSize": 2},
+}
+TURN = {"role": "user", "content": "hi"}
+
+BAD_ROWS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
+    "chats for dpo": ([CHAT_ROW], DPO, r"look like chats \(messages\), which method sft or ebft needs; method dpo needs \(\[prompt,\] chosen, rejected\)"),
+    "pairs for grpo": ([PAIR], ONLINE, "look like paired preferences .* which method dpo or kto or orpo or reward needs; method grpo needs"),
+    "same answers": ([PAIR, PAIR | {"rejected": "yes"}], DPO, "row 2 of rows.jsonl: chosen and rejected are the same, expected a difference"),
+    "no rejected": ([PAIR, {"prompt": "a", "chosen": "b"}], DPO, "row 2 of rows.jsonl: column rejected is missing"),
+    "nothing in common": ([{"chosen": [TURN], "rejected": [{"role": "user", "content": "ho"}]}], DPO, "chosen and rejected have 0 of their 1 and 1 turns in common"),
+    "nothing but the prompt": ([{"chosen": [TURN], "rejected": [TURN, TURN]}], DPO, "chosen and rejected have 1 of their 1 and 2 turns in common"),
+    "no rank": ([{"prompt": "a", "answers": [{"answer": "b"}, {"answer": "c"}]}], DPO, r"answers\[0\] has no rank"),
+    "one answer": ([{"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}], DPO, "column answers is a list, expected a list of several answers"),
+    "label": ([{"prompt": "a", "completion": "b", "label": "good"}], KTO, "column label is 'good', expected true or false"),
+    "no label": ([{"prompt": "a", "completion": "b", "label": None}], KTO, "column label is None, expected true or false"),
+    "no answer": ([{"completion": [TURN], "label": True}], KTO, "column completion does not end with an answer of the assistant"),
+    "long pair": ([PAIR, PAIR | {"rejected": "n" * 40}], DPO | training(maxLength=16), "row 2 of rows.jsonl has 44 tokens, but training.maxLength is 16"),
+    "long prompt": ([{"prompt": "p" * 500}], ONLINE, "has 500 tokens, but training.maxLength is unset, which allows 512 and generation.maxCompletionLength is 32 .*: set dataset.tooLong to drop"),
+    "longer than maxPromptLength": ([{"prompt": "p" * 50}], ONLINE | {"generation": {"maxCompletionLength": 32, "maxPromptLength": 20, "groupSize": 2}}, "generation.maxPromptLength is 20 .*: raise generation.maxPromptLength to 50, or set dataset.tooLong to drop"),
+    "no room for prompts": ([{"prompt": "a"}], ONLINE | {"generation": {"groupSize": 2}}, "which leaves no room for a prompt: lower maxCompletionLength"),
+    "two sorts of prompts": ([{"prompt": "a"}, {"prompt": [TURN]}], ONLINE, "some prompts are text and others are lists of messages"),
+    "tools for grpo": ([{"prompt": [TURN], "tools": [{"name": "clock"}]}], ONLINE, "column tools is not empty, but this method offers no tools"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_bad_rows_of_other_methods(site: Site, case: tuple[list[Any], dict[str, Any], str]) -> None:
+    rows, spec, message = case
+    site.write_data(rows)
+    failure = failure_of(site, **spec)
+    assert re.search(message, failure.message), failure.message
+    assert not site.paths.data.exists()
+
+
+def test_pairs_too_long_are_cut_or_dropped(site: Site) -> None:
+    long = "y" * 40
+    rows = [
+        PAIR,
+        PAIR | {"chosen": long},
+        # Nothing is left of the difference, and nothing of the answers.
+        PAIR | {"chosen": f"{long}!", "rejected": long},
+        PAIR | {"prompt": long},
+    ]
+    site.write_data(rows)
+    config = make_config(**DPO | dataset(tooLong="truncate") | training(maxLength=16))
+    result = site.prepare(config)
+    assert result.preparation is not None
+    assert (result.preparation.dataset.rows, result.preparation.dataset.dropped) == (2, 2)
+    assert result.preparation.dataset.max_tokens == 16
+    stored = load_from_disk(str(site.paths.data / "train"))
+    assert [len(row["chosen_ids"]) for row in stored] == [4, 13]
+
+
+def test_pairs_become_labelled_answers_and_stay_together(site: Site) -> None:
+    site.write_data([PAIR | {"prompt": f"{number} "} for number in range(10)])
+    result = site.prepare(make_config(**KTO | dataset(evalFraction=0.3)))
+    assert result.preparation is not None
+    assert (result.preparation.dataset.rows, result.preparation.dataset.eval_rows) == (14, 6)
+    train, held_out = (load_from_disk(str(site.paths.data / name)) for name in ("train", "eval"))
+    trained_on = {tuple(ids) for ids in train["prompt_ids"]}
+    assert trained_on.isdisjoint(tuple(ids) for ids in held_out["prompt_ids"])
+    assert sum(train["label"]) == 7
+    labels = list(train["label"])
+    assert labels != [True, False] * 7
+
+
+def test_prompts_keep_every_column_as_it_is(site: Site) -> None:
+    rows = [
+        {"prompt": "a", "answer": {"value": [1, None]}, "level": 1},
+        {"prompt": "b", "answer": "text", "level": 2.5, "source": None},
+        {"prompt": "c", "answer": ["x", 3]},
+    ]
+    site.write_data(rows)
+    result = site.prepare(make_config(**ONLINE))
+    assert result.preparation is not None
+    assert result.preparation.dataset.max_tokens == 1 + 32
+    loaded = load_rows(site.paths.data, "train")
+    assert loaded is not None
+    assert set(loaded.column_names) == {"prompt", "answer", "level", "source"}
+    assert list(loaded) == [{"level": None, "source": None} | row for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "a", "completion": "b"}, "a"),
+        ({"prompt": [TURN], "completion": [{"role": "assistant", "content": "b"}]}, [TURN]),
+        ({"question": "hi", "answer": "b"}, [TURN]),
+    ],
+)
+def test_known_answers_become_the_ground_truth(
+    site: Site, row: dict[str, Any], prompt: Any
+) -> None:
+    site.write_data([row])
+    site.prepare(make_config(**ONLINE))
+    loaded = load_rows(site.paths.data, "train")
+    assert loaded is not None
+    assert loaded[0] == row | {"prompt": prompt, "ground_truth": "b"}
+
+
+def test_methods_mix_datasets_by_weight(site: Site) -> None:
+    site.write_data([PAIR] * 10, "few.jsonl")
+    site.write_data([{"input": "hi", "chosen": "yes", "rejected": "no"}] * 40)
+    mixture = [
+        {"source": "pvc://data/rows.jsonl", "weight": 3},
+        {"source": "pvc://data/few.jsonl", "weight": 1},
+    ]
+    result = site.prepare(make_config(**DPO, dataset={"mixture": mixture}))
+    assert result.preparation is not None
+    assert result.preparation.dataset.rows == 40
+
+
 BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    "other method": ({"method": "dpo"}, Reason.CONFIG_INVALID, "method is dpo, which this trainer version cannot run: use sft"),
     "float8": (training(precision="float8"), Reason.CONFIG_INVALID, "training.precision is float8"),
-    "fsdp": ({"resources": {"strategy": "fsdp"}}, Reason.CONFIG_INVALID, "the strategy is fsdp"),
     "other job": ({"model": {"source": "job://first"}}, Reason.CONFIG_INVALID, "model.source is job://first, but job.json does not say what that job has made"),
     "unknown extra": (training(extra={"neftune_noise_alhpa": 5}), Reason.CONFIG_INVALID, r"training.extra.neftune_noise_alhpa is no field of TRL's SFTConfig: did you mean neftune_noise_alpha\?"),
+    "owned extra of a method": (DPO | training(extra={"beta": 0.5}), Reason.CONFIG_INVALID, "training.extra.beta is set by the spec"),
+    "extra of another method": (DPO | training(extra={"center_rewards_coefficient": 1}), Reason.CONFIG_INVALID, "training.extra.center_rewards_coefficient is"),
     "owned extra": (training(extra={"max_steps": 5}), Reason.CONFIG_INVALID, "training.extra.max_steps is set by the spec: use training.maxSteps"),
     "wrong type": (training(extra={"adam_beta1": "high"}), Reason.CONFIG_INVALID, "training.extra.adam_beta1 is 'high', expected float"),
     "value that TRL refuses": (training(extra={"optim": "sgdd"}), Reason.CONFIG_INVALID, "training.extra: sgdd is not a valid OptimizerNames"),

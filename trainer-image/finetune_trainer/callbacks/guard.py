@@ -84,8 +84,10 @@ class StabilityGuard(TrainerCallback):
         skipped, self._skipped = self._skipped, 0
         return {SKIPPED: float(skipped)} if skipped else {}
 
-    def last_good_step(self) -> int:
-        """Return the newest step after which nothing Critical is suspected."""
+    def last_good_step(self) -> int | None:
+        """Return the newest step after which nothing Critical is suspected; None if none counts."""
+        if self.policy.policy == "Warn":
+            return None
         suspect = self.evaluator.suspect_since()
         return self._observed if suspect is None else suspect - 1
 

@@ -39,7 +39,7 @@ def build(setup: Setup) -> ResumableRewardTrainer:
         center_rewards_coefficient=options.center_rewards_coefficient,
         remove_unused_columns=False,
     )
-    return ResumableRewardTrainer(
+    trainer = ResumableRewardTrainer(
         model=setup.model,
         args=arguments,
         data_collator=PairCollator(
@@ -51,3 +51,8 @@ def build(setup: Setup) -> ResumableRewardTrainer:
         processing_class=setup.tokenizer,
         peft_config=setup.adapter,
     )
+    # TRL makes what is trained on a quantised base bfloat16; the head must be as what it reads.
+    for name, weights in trainer.model.named_parameters():
+        if ".score." in name:
+            weights.data = weights.data.to(setup.device.dtype)
+    return trainer

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from finetune_api.metrics import LOGGED
 from finetune_trainer.report.measures import number
 
 WIDTH, HEIGHT = 480, 210
@@ -96,6 +97,8 @@ CHARTS = (
 _NO_CURVES = {"step", "epoch", "num_tokens", "total_flos"}
 """They only count."""
 
+_HELP = {metric.key: metric.help for metric in LOGGED}
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -124,6 +127,8 @@ class Drawing:
     """One chart, in coordinates of its SVG."""
 
     title: str
+    help: str
+    """What the metric is, where the title does not say it."""
     logarithmic: bool
     curves: list[Curve]
     x_ticks: list[tuple[float, str]]
@@ -147,7 +152,7 @@ def draw_all(
     for stem in stems:
         sides = {"training": stem, "held out": f"eval_{stem}"}
         shown = {label: points[name] for label, name in sides.items() if name in points}
-        others.append(_draw(stem, shown, marks))
+        others.append(_draw(stem, shown, marks, _HELP.get(stem, "")))
     return known, others
 
 
@@ -192,7 +197,9 @@ def _starred(pattern: str, name: str) -> str:
     return name.removeprefix(start).removesuffix(end)
 
 
-def _draw(title: str, curves: Mapping[str, list[Point]], marks: Sequence[Mark]) -> Drawing:
+def _draw(
+    title: str, curves: Mapping[str, list[Point]], marks: Sequence[Mark], explained: str = ""
+) -> Drawing:
     thinned = {label: thin(points) for label, points in curves.items()}
     every = [point for points in thinned.values() for point in points]
     values = sorted(value for _, value in every)
@@ -203,6 +210,7 @@ def _draw(title: str, curves: Mapping[str, list[Point]], marks: Sequence[Mark]) 
     )
     return Drawing(
         title=title,
+        help=explained,
         logarithmic=logarithmic,
         curves=[_curve(label, points, steps, heights) for label, points in thinned.items()],
         x_ticks=[(steps.at(tick), f"{tick:,.0f}") for tick in steps.ticks() if tick.is_integer()],

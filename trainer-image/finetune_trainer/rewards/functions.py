@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -48,10 +49,13 @@ def _load_module(place: str, folder: Path) -> ModuleType:
     if place.startswith(_IN_IMAGE):
         return importlib.import_module(place.removeprefix(_IN_IMAGE))
     file = folder / place.rpartition("/")[2]
-    module_spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
+    name = f"finetune_reward_{folder.name.replace('-', '_')}"
+    module_spec = importlib.util.spec_from_file_location(name, file)
     if module_spec is None or module_spec.loader is None:
         raise RewardError(f"is in {file.name}, expected a file whose name ends in .py")
     module = importlib.util.module_from_spec(module_spec)
+    # Dataclasses and pickle look their module up.
+    sys.modules[name] = module
     module_spec.loader.exec_module(module)
     return module
 

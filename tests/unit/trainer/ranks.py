@@ -1,0 +1,73 @@
+"""Runs the trainer as the processes of one attempt, as the launcher would start them."""
+
+import socket
+from typing import Any
+
+from finetune_api.trainer import TrainerConfig
+from unit.trainer.conftest import Site
+from unit.trainer.processes import Interruption, main, start_process
+
+LIMIT_SECONDS = 120
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def start_ranks(
+    site: Site, config: TrainerConfig, interruption: Interruption | None = None
+) -> list[Any]:
+    """Start one process per GPU of the plan; the last interrupts itself."""
+    arguments = site.arguments("run", config)
+    (site.root / "termination-log").write_text("")
+    plan = config.plan
+    assert plan is not None
+    target = _sharded_on_the_cpu if plan.strategy == "fsdp" else main
+    shared = {
+        "WORLD_SIZE": str(plan.gpus),
+        "LOCAL_WORLD_SIZE": str(plan.gpus_per_node),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "FINETUNE_DEVICE": "cpu",
+    }
+    last = plan.gpus - 1
+    return [
+        start_process(
+            target,
+            arguments,
+            interruption if rank == last else None,
+            shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % plan.gpus_per_node)},
+        )
+        for rank in range(plan.gpus)
+    ]
+
+
+def run_ranks(
+    site: Site, config: TrainerConfig, interruption: Interruption | None = None
+) -> list[int]:
+    """Run all processes to their ends and return their exit codes."""
+    processes = start_ranks(site, config, interruption)
+    for process in processes:
+        process.join(LIMIT_SECONDS)
+    return [process.exitcode for process in processes]
+
+
+def _sharded_on_the_cpu(
+    arguments: list[str], interruption: Interruption | None, environment: dict[str, str]
+) -> None:
+    """Run with FSDP2 on gloo: PyTorch can, but Accelerate and we ask for GPUs."""
+    import torch
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    from finetune_trainer import run
+    from finetune_trainer.device import Device
+
+    patched: Any = PartialState
+    patched._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    patched.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
+    replaced: Any = run
+    replaced.choose_device = lambda *_: Device(cuda=False, dtype=torch.float32)
+    main(arguments, interruption, environment)

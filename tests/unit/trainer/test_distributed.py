@@ -1,0 +1,180 @@
+"""Several processes train what one would, stop together, and go on where they stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from finetune_api.failures import Reason
+from finetune_api.status import Plan
+from finetune_api.trainer import JobFailure, TrainerConfig
+from finetune_trainer import distributed
+from finetune_trainer.device import Device, choose_device
+from finetune_trainer.methods.supported import check_supported
+from unit.trainer.builders import chat_rows, make_config, make_plan
+from unit.trainer.conftest import Site
+from unit.trainer.processes import Interruption, start_process
+from unit.trainer.ranks import LIMIT_SECONDS, free_port, run_ranks, start_ranks
+
+_SPEC: dict[str, Any] = {
+    "dataset": {"source": "pvc://data/rows.jsonl", "evalFraction": 0.1},
+    "training": {
+        "maxSteps": 6,
+        "batchSize": 4,
+        "learningRate": 0.01,
+        "evalEverySteps": 3,
+        "checkpoint": {"everySteps": 3},
+    },
+    "evaluation": {"samplePrompts": ["What is 1 plus 1?"], "sampleMaxTokens": 4},
+}
+
+
+def _plan(strategy: str = "ddp", nodes: int = 1) -> Plan:
+    return make_plan(
+        gpus=2,
+        nodes=nodes,
+        gpus_per_node=2 // nodes,
+        strategy=strategy,
+        gradient_accumulation_steps=1,
+    )
+
+
+def _new_site(root: Path, model: Path) -> Site:
+    site = Site(root)
+    shutil.copytree(model, site.model)
+    site.write_data(chat_rows(40))
+    return site
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
+    """Two processes that trained with DDP, in one pod."""
+    site = _new_site(tmp_path_factory.mktemp("together"), tiny_model)
+    assert run_ranks(site, site.job(_plan(), **_SPEC)) == [0, 0]
+    return site
+
+
+def _losses(site: Site) -> list[float]:
+    keys = ("loss", "eval_loss")
+    return [entry[key] for entry in site.metrics() for key in keys if key in entry]
+
+
+def test_two_processes_train_what_one_does(site: Site, together: Site) -> None:
+    assert site.run(site.job(make_plan(), **_SPEC)) == 0
+    assert _losses(together) == pytest.approx(_losses(site), rel=1e-4)
+    assert together.result().step == 6
+
+
+def test_two_pods_train_what_one_does(site: Site, together: Site) -> None:
+    config = site.job(_plan(nodes=2), **_SPEC)
+    command = [sys.executable, "-m", "finetune_trainer.cli", *site.arguments("run", config)]
+    shared = os.environ | {"FINETUNE_DEVICE": "cpu", "MASTER_PORT": str(free_port())}
+    pods = [subprocess.Popen(command, env=shared | {"GROUP_RANK": str(rank)}) for rank in (0, 1)]
+    assert [pod.wait(LIMIT_SECONDS) for pod in pods] == [0, 0]
+    assert site.metrics() == together.metrics()
+
+
+def test_sigterm_for_one_stops_all_at_the_same_step(site: Site, together: Site) -> None:
+    config = site.job(_plan(), **_SPEC)
+    assert run_ranks(site, config, Interruption("step", 4, signal.SIGTERM)) == [75, 75]
+    assert "checkpoint 4 is complete" in site.result().message
+    assert (site.paths.checkpoints / "checkpoint-4").exists()
+    assert run_ranks(site, config) == [0, 0]
+    assert site.metrics() == together.metrics()
+
+
+def test_a_process_that_lost_another_leaves_the_word_to_that_one(
+    site: Site, together: Site
+) -> None:
+    config = site.job(_plan(), **_SPEC)
+    first, second = start_ranks(site, config, Interruption("step", 5))
+    second.join(LIMIT_SECONDS)
+    assert second.exitcode == -signal.SIGKILL
+    first.join(2)
+    assert first.is_alive()
+    first.terminate()
+    first.join(LIMIT_SECONDS)
+    assert first.exitcode == 75
+    assert run_ranks(site, config) == [0, 0]
+    assert site.metrics() == together.metrics()
+
+
+def test_sharded_processes_train_what_whole_ones_do(site: Site, together: Site) -> None:
+    assert run_ranks(site, site.job(_plan("fsdp"), **_SPEC)) == [0, 0]
+    assert _losses(site) == pytest.approx(_losses(together), rel=1e-4)
+    learned = load_file(site.artifact / "adapter_model.safetensors")
+    expected = load_file(together.artifact / "adapter_model.safetensors")
+    torch.testing.assert_close(learned, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_a_whole_model_is_gathered_from_its_shards(site: Site) -> None:
+    config = site.job(_plan("fsdp"), adapter={"type": "full"}, **_SPEC)
+    assert run_ranks(site, config, Interruption("step", 5))[1] == -signal.SIGKILL
+    assert run_ranks(site, config) == [0, 0]
+    model = AutoModelForCausalLM.from_pretrained(site.artifact)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    weights = load_file(site.artifact / "model.safetensors")
+    assert weights.keys() == load_file(site.model / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_takes_its_configuration(strategy: str) -> None:
+    process = start_process(_configure_deepspeed, strategy)
+    process.join(LIMIT_SECONDS)
+    assert process.exitcode == 0
+
+
+def _configure_deepspeed(strategy: str) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    plan, spec = _plan(strategy), make_config().spec
+    arguments = SFTConfig(
+        output_dir="/nowhere",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        max_grad_norm=spec.training.max_grad_norm,
+        **distributed.arguments(plan, spec, Device(cuda=False, dtype=torch.float32)),
+    )
+    taken: Any = arguments
+    assert taken.hf_deepspeed_config.mismatches == []
+    config = DeepSpeedConfig(taken.hf_deepspeed_config.config)
+    assert config.zero_config.stage == int(strategy[-1])
+    assert config.zero_config.gather_16bit_weights_on_model_save is (strategy == "zero3")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "spec", "message"),
+    [
+        ("fsdp", {"adapter": {"type": "qlora"}}, "cannot spread the quantised weights of qlora"),
+        ("zero3", {"adapter": {"type": "qlora"}}, "cannot spread the quantised weights of qlora"),
+        ("zero2", {"stability": {"policy": "Rollback"}}, "stability.policy is Rollback"),
+        ("fsdp", {"method": "ebft"}, "method ebft needs the whole model in each process"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(
+    strategy: str, spec: dict[str, Any], message: str
+) -> None:
+    config: TrainerConfig = make_config(_plan(strategy), **spec)
+    with pytest.raises(JobFailure) as caught:
+        check_supported(config.spec, config.plan)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert message in caught.value.message
+
+
+def test_sharding_needs_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DEVICE", "cpu")
+    with pytest.raises(JobFailure) as caught:
+        choose_device(_plan("fsdp"), make_config().spec.training)
+    assert "the strategy is fsdp, which needs GPUs" in caught.value.message

@@ -1,0 +1,121 @@
+"""What Prometheus sees: every metric named by the conventions, none without bounds."""
+
+import re
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from finetune_api.metrics import LOGGED, OWN
+from finetune_api.spec import Method
+from finetune_api.stability import rules_of
+from finetune_api.status import Finding
+from finetune_trainer.progress import ProgressBoard
+from finetune_trainer.server import TrainingCollector
+from finetune_trainer.utilization import flops_budget, peak_flops
+from unit.api.samples import preparation
+from unit.trainer.builders import make_config, make_plan
+
+JOB = {"namespace": "demo", "finetunejob": "chat"}
+
+
+def _board(method: Method) -> ProgressBoard:
+    board = ProgressBoard()
+    keys = [metric.key.replace("*", "be-short") for metric in LOGGED if method in metric.methods]
+    board.measured(dict.fromkeys(keys, 0.5) | {f"eval_{key}": 0.25 for key in keys})
+    board.measured({"rewards/be-kind/mean": 0.75, "made/up/by-someone": 1.0, "epoch": 2.0})
+    finding = Finding(rule="loss-jump", severity="Warning", step=3, message="m", advice="a")
+    board.found([finding], rules_of(method))
+    board.update(step=3, total_steps=9, tokens_per_second=100.0, eta_seconds=4)
+    board.checkpointed(2)
+    board.step_seconds, board.peak_tokens_per_second = 0.5, 400.0
+    return board
+
+
+def _families(board: ProgressBoard) -> dict[str, Metric]:
+    registry = CollectorRegistry()
+    registry.register(TrainingCollector(board, JOB))
+    text = generate_latest(registry).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_names_follow_the_conventions_of_prometheus(method: Method) -> None:
+    """The rules of `promtool check metrics` that apply to gauges and counters."""
+    words = {"gauge", "counter", "summary", "histogram", "untyped", "milliseconds", "minutes"}
+    words |= {"hours", "days", "percent", "kilobytes", "megabytes", "gigabytes", "kibibytes"}
+    abbreviations = {"s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "m", "h", "d"}
+    for name, family in _families(_board(method)).items():
+        assert re.fullmatch(r"finetune(_[a-z0-9]+)+", name)
+        assert family.documentation.endswith("."), name
+        parts = set(name.split("_"))
+        assert not parts & (words | abbreviations), name
+        assert not name.endswith(("_total", "_bucket", "_sum", "_count", "_info")), name
+        for sample in family.samples:
+            assert sample.name == name + ("_total" if family.type == "counter" else "")
+            assert sample.labels.items() >= JOB.items()
+
+
+def test_every_value_is_under_its_name() -> None:
+    families = _families(_board(Method.GRPO))
+    values = {
+        (sample.name, *sorted(sample.labels.items() - JOB.items())): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert values["finetune_loss",] == 0.5
+    assert values["finetune_eval_loss",] == 0.25
+    assert values["finetune_entropy_nats",] == 0.5
+    assert values["finetune_completion_mean_tokens",] == 0.5
+    assert values["finetune_reward_function_mean", ("reward", "be-short")] == 0.5
+    assert values["finetune_reward_function_mean", ("reward", "be-kind")] == 0.75
+    assert values["finetune_model_flops_utilization_ratio",] == 0.25
+    assert values["finetune_stability_verdict",] == 1
+    count = "finetune_stability_findings_total"
+    assert values[count, ("rule", "loss-jump"), ("severity", "Warning")] == 1
+    assert values[count, ("rule", "entropy-collapse"), ("severity", "Critical")] == 0
+    assert values["finetune_host_memory_peak_bytes",] > 1e6
+
+
+def test_what_is_not_in_the_catalogue_is_not_exported() -> None:
+    names = _families(_board(Method.GRPO))
+    assert [name for name in names if "made" in name or "someone" in name] == []
+
+
+def test_no_two_metrics_share_a_name() -> None:
+    names = [metric.name for metric in OWN] + [f"finetune_{metric.name}" for metric in LOGGED]
+    assert len(set(names)) == len(names)
+
+
+def test_a_board_without_values_is_served() -> None:
+    assert {"finetune_step", "finetune_trained_tokens"} <= _families(ProgressBoard()).keys()
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA RTX A6000", 154.8e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_goes_by_the_name_of_the_product(device: str, peak: float | None) -> None:
+    assert peak_flops(device) == peak
+
+
+def test_a_frozen_base_takes_four_operations_per_weight_and_token() -> None:
+    plan = make_plan(gpus=2)
+    config = make_config(plan).model_copy(update={"preparation": preparation()})
+    facts = preparation().model
+    device = "NVIDIA H100 80GB HBM3"
+    assert flops_budget(config, device) == pytest.approx(2 * 989e12 / (4 * facts.parameters))
+    full = config.model_copy(
+        update={"spec": make_config(adapter={"type": "full"}).spec, "plan": plan}
+    )
+    assert flops_budget(full, device) == pytest.approx(2 * 989e12 / (6 * facts.parameters))
+    assert flops_budget(config, "cpu") is None
