@@ -4,6 +4,7 @@ Kubernetes wants a structural schema: no references, no unions, no nulls. That i
 module does to pydantic's JSON schema; descriptions, bounds and CEL rules come from the models.
 """
 
+from functools import cache
 from typing import Any, Final
 
 from finetune_api import names
@@ -136,7 +137,7 @@ def _default(node: Schema, result: Schema) -> Schema:
 
 
 def _immutable(field: str) -> Rule:
-    required = FineTuneJobSpec.model_json_schema()["required"]
+    required = _spec()["required"]
     new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
     same = f"{new} == {old}"
     if field not in required and "default" not in _spec()["properties"][field]:
@@ -171,6 +172,7 @@ def _name_rules() -> list[Rule]:
     ]
 
 
+@cache
 def _spec() -> Schema:
     return structural_schema(FineTuneJobSpec)
 

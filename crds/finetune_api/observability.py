@@ -21,9 +21,11 @@ def alert_groups() -> dict[str, Any]:
 
 def _alert(rule: StabilityRule) -> dict[str, Any]:
     name = "".join(word.capitalize() for word in rule.name.split("-"))
+    # A rule that was answered by a rollback counts with severity Warning from then on.
+    series = f'rule="{rule.name}", severity="{rule.severity}"'
     return {
         "alert": f"FineTune{name}",
-        "expr": f'max by (namespace, finetunejob) ({FINDINGS.name}{{rule="{rule.name}"}}) > 0',
+        "expr": f"max by (namespace, finetunejob) ({FINDINGS.name}{{{series}}}) > 0",
         "labels": {"severity": rule.severity.lower()},
         "annotations": {
             "summary": f"{_JOB}: {rule.meaning}",

@@ -264,8 +264,7 @@ class FineTuneJobSpec(ApiModel):
     )
 
     method: Method
-    """sft, dpo, kto, orpo, grpo, reward or ebft; so far the trainer runs sft, and preparation
-    refuses the others."""
+    """sft, dpo, kto, orpo, grpo, reward or ebft."""
     model: Model
     """The model to start from."""
     dataset: Dataset

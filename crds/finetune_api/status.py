@@ -128,18 +128,30 @@ class Preparation(ApiModel):
 
 
 class Memory(ApiModel):
-    """Memory of one GPU in GiB, by what holds it."""
+    """Memory of one GPU in GiB at the moment when most is held, by what holds it."""
 
     weights: float
-    """Model weights, quantised or not, and adapter weights."""
+    """Model weights, quantised or not."""
+    quantization: float = 0.0
+    """Quantisation constants, and the layer that is dequantised at the moment."""
+    adapter: float = 0.0
+    """Adapter weights."""
     gradients: float
     """Gradients of what is trained."""
     optimizer: float
     """Optimizer states."""
     activations: float
     """What the backward pass needs, at the micro-batch of the plan."""
-    overhead: float
-    """CUDA context, workspace, fragmentation."""
+    logits: float = 0.0
+    """Output head and loss."""
+    reference: float = 0.0
+    """Frozen copy of the model that the method compares with."""
+    rollout: float = 0.0
+    """Writing completions, as far as it needs more than training on them."""
+    context: float = 0.0
+    """CUDA context and communication; on the CPU the process itself."""
+    slack: float = 0.0
+    """What the allocator holds beyond what it is asked for."""
     total: float
     """All of it."""
 

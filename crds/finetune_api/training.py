@@ -23,7 +23,8 @@ class Lora(ApiModel):
     alpha: float = Field(default=32, gt=0, le=4096)
     """Scale: the update is multiplied by alpha / rank, or alpha / sqrt(rank) with rsLora."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input. Above zero it costs memory."""
+    """Dropout on the adapter's input. Above zero it costs memory. TRL switches all dropout off in
+    methods dpo, kto, orpo and reward, unless training.extra has disable_dropout: false."""
     target_modules: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default=["all-linear"], min_length=1, max_length=64
     )

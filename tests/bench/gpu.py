@@ -1,15 +1,15 @@
 """The trainer beside bare TRL on one GPU: speed, memory against the plan, and whether it is stable.
 
-Each case is one process, ours and TRL's in turn, on random weights of a real shape: the same model,
-rows, batch, checkpointing and optimizer. Ours is `finetune-trainer prepare` and `run` with the plan
+Each case runs ours and TRL's in turn, on random weights of a real shape: the same model, rows,
+batch, checkpointing and optimizer. Ours is `finetune-trainer prepare` and `run` with the plan
 that the operator would make.
 
 Usage: PYTHONPATH=tests python -m bench.gpu [--tiny] [--seconds 600]
 """
 
 import argparse
+import gc
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.gpu_cases import CASES, Case, Shape, run_bare, run_ours, save_shape
 from finetune_api import names
 
 _LLAMA_1B = Shape(2048, 8192, 16, 32, 8, 128256, 2048)
-_TINY = Shape(64, 128, 2, 4, 2, 260, 64)
+_TINY = Shape(64, 128, 2, 4, 2, 260, 256)
 """For trying the benchmark itself on a CPU."""
 
 
@@ -69,21 +71,25 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _in_process(save_shape, shape, folder)
+        save_shape(shape, folder)
         for case in [case for case in CASES if options.only in case.name]:
             if time.monotonic() - started > options.seconds:
                 print(f"no time left for {case.name}", flush=True)
                 continue
-            ours = _in_process(run_ours, case, shape, folder)
-            bare = _in_process(run_bare, case, shape, folder)
+            ours = _measured(run_ours, case, shape, folder)
+            bare = _measured(run_bare, case, shape, folder)
             rows.append(Row(case, ours, bare))
             print(" | ".join(rows[-1].cells), flush=True)
+            _write(options.output, rows)
     table = [HEADER, *[row.cells for row in rows]]
     print("\n".join(f"| {' | '.join(cells)} |" for cells in table))
-    if options.output:
-        found = [{"case": row.case.name, "ours": row.ours, "bare": row.bare} for row in rows]
-        options.output.write_text(json.dumps(found, indent=1))
     return 1 if any("error" in row.ours for row in rows) else 0
+
+
+def _write(output: Path | None, rows: list[Row]) -> None:
+    if output is not None:
+        found = [{"case": row.case.name, "ours": row.ours, "bare": row.bare} for row in rows]
+        output.write_text(json.dumps(found, indent=1))
 
 
 def _parse() -> argparse.Namespace:
@@ -95,24 +101,17 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _in_process(function: Any, *arguments: Any) -> dict[str, Any]:
-    """Call in a process of its own: memory peaks count from nothing; forked, so imports are had."""
-    queue: multiprocessing.Queue[dict[str, Any]] = _FORK.Queue()
-    process = _FORK.Process(target=_call, args=(queue, function, arguments))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
-
-
-def _call(queue: Any, function: Any, arguments: tuple[Any, ...]) -> None:
+def _measured(function: Any, *arguments: Any) -> dict[str, Any]:
+    """Call with an empty GPU. Not in a process of its own: what is imported may hold the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     try:
-        queue.put(function(*arguments) or {})
+        found: dict[str, Any] = function(*arguments)
     except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
-        queue.put({"error": f"{type(error).__name__}: {error}"})
-
-
-_FORK = multiprocessing.get_context("fork")
+        return {"error": f"{type(error).__name__}: {error}"}
+    return found
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -155,7 +155,7 @@ def _spec(case: Case, shape: Shape) -> dict[str, Any]:
     }
     if case.method == "grpo":
         spec["rewards"] = [{"name": "length", "builtin": "length"}]
-        spec["generation"] = {"groupSize": GROUP, "maxCompletionLength": shape.length // 16}
+        spec["generation"] = {"groupSize": GROUP, "maxCompletionLength": shape.length // 64}
     return spec
 
 
@@ -248,7 +248,7 @@ def _bare_trainer(
     if case.method == "dpo":
         return DPOTrainer(args=DPOConfig(**arguments, max_length=shape.length), **common)
     online = GRPOConfig(
-        **arguments, num_generations=GROUP, max_completion_length=shape.length // 16
+        **arguments, num_generations=GROUP, max_completion_length=shape.length // 64
     )
     return GRPOTrainer(args=online, reward_funcs=_length, **common)
 
@@ -279,5 +279,6 @@ def _clock() -> _Clock:
     _Clock.ends = []
     # Every Trainer of this process gets it, ours and TRL's alike.
     callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
-    callbacks.append(_Clock)
+    if _Clock not in callbacks:
+        callbacks.append(_Clock)
     return _Clock()

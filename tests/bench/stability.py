@@ -32,6 +32,7 @@ class Score:
     """How runs with one fault, or with none, were judged."""
 
     runs: int = 0
+    faulty: bool = False
     found: int = 0
     """Runs in which a rule for the fault fired."""
     true: int = 0
@@ -44,6 +45,7 @@ class Score:
     def add(self, findings: list[tuple[str, int]], bad_step: int | None, rules: Any = ()) -> None:
         """Count one run's findings, as rule and step; bad_step is None for a clean run."""
         self.runs += 1
+        self.faulty = bad_step is not None
         early = [step for _, step in findings if bad_step is None or step < bad_step]
         self.false += len(early)
         self.true += len(findings) - len(early)
@@ -54,13 +56,14 @@ class Score:
 
     def row(self, name: str) -> Row:
         """Return a line of the table."""
-        delays = f"{min(self.delays)}-{max(self.delays)}" if self.delays else ""
-        found = f"{self.found}/{self.runs}" if self.delays else f"- /{self.runs}"
-        return (name, found, delays, str(self.true), str(self.false))
+        steps = sorted({min(self.delays), max(self.delays)}) if self.delays else []
+        found = f"{self.found} of {self.runs}" if self.faulty else f"{self.runs} clean runs"
+        delay = " to ".join(str(step) for step in steps)
+        return (name, found, delay, str(self.true), str(self.false))
 
 
 def main() -> int:
-    """Measure, print the tables, and return 1 when too many faults were missed, or a clean run was not clean."""
+    """Measure, print the tables, and return 1 when faults were missed or clean runs were not."""
     logging.disable(logging.WARNING)
     options = _parse()
     tables = {"Made-up metrics of 400 steps": _series(options.seeds)}
@@ -71,7 +74,7 @@ def main() -> int:
         print(f"\n{title}\n")
         print("\n".join(_table(scores)))
         good &= all(not score.false for score in scores.values())
-        good &= all(score.found >= 0.95 * score.runs for score in scores.values() if score.delays)
+        good &= all(score.found >= 0.95 * score.runs for score in scores.values() if score.faulty)
     return 0 if good else 1
 
 
@@ -129,6 +132,10 @@ def _training(seeds: int) -> dict[str, Score]:
         found = _train(Method.SFT, 1, rows)
         rules = FAULTS["data that turns bad"].rules
         scores.setdefault("data that turns bad", Score()).add(found, step, rules)
+    for step in (6, 11, 16):
+        found = _train(Method.GRPO, 1, reward=_REWARD.format(good=step - 1))
+        rules = FAULTS["constant reward"].rules
+        scores.setdefault("constant reward", Score()).add(found, step, rules)
     for method in (Method.SFT, Method.DPO, Method.GRPO):
         score = scores.setdefault(f"none ({method})", Score())
         for seed in range(seeds):
@@ -137,14 +144,28 @@ def _training(seeds: int) -> dict[str, Score]:
     return scores
 
 
+_REWARD = """
+calls = 0
+def short(completions, **_):
+    global calls
+    calls += 1
+    return [-len(one) if calls <= {good} else 0.0 for one in completions]
+"""
+"""Short completions pay, but after a number of steps nothing does."""
+
+
 def _train(
-    method: Method, seed: int, rows: list[dict[str, Any]] | None = None
+    method: Method,
+    seed: int,
+    rows: list[dict[str, Any]] | None = None,
+    reward: str = _REWARD.format(good=10**9),
 ) -> list[tuple[str, int]]:
     """Train a tiny model and return what its guard found, but for Info."""
     from unit.trainer.builders import make_plan
     from unit.trainer.faults import run_here
 
     with _site() as site:
+        site.write_reward(reward)
         spec = _specs(site, method, rows)
         spec["training"] |= {"seed": seed}
         config = site.job(make_plan(micro_batch_size=8, gradient_accumulation_steps=2), **spec)
@@ -162,12 +183,11 @@ def _specs(site: Any, method: Method, rows: list[dict[str, Any]] | None) -> dict
         Method.GRPO: [{"prompt": f"Word {number}:"} for number in range(100)],
     }
     site.write_data(data[method])
-    training = {"maxSteps": 60, "batchSize": 16, "learningRate": 0.01}
+    training: dict[str, Any] = {"maxSteps": 60, "batchSize": 16, "learningRate": 0.01}
     spec: dict[str, Any] = {"method": method.value, "training": training}
     if rows is not None:
         training |= {"maxSteps": 100, "extra": {"train_sampling_strategy": "sequential"}}
     if method is Method.GRPO:
-        site.write_reward("def short(completions, **_): return [-len(one) for one in completions]")
         function = "configmap://rewards/rewards.py:short"
         spec["rewards"] = [{"name": "short", "function": function}]
         spec["generation"] = {"groupSize": 8, "maxCompletionLength": 16}
@@ -196,10 +216,10 @@ def _table(scores: dict[str, Score]) -> list[str]:
     for score in scores.values():
         total["true"] += score.true
         total["false"] += score.false
-        if score.delays:
+        if score.faulty:
             total["found"] += score.found
             total["faults"] += score.runs
-    head: Row = ("fault", "found in runs", "steps until then", "findings after", "findings before")
+    head: Row = ("fault", "found", "after steps", "findings after", "findings before")
     lines = [head, ("---",) * len(head), *(score.row(name) for name, score in scores.items())]
     precision = total["true"] / max(1, total["true"] + total["false"])
     recall = total["found"] / max(1, total["faults"])

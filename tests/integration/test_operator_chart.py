@@ -9,6 +9,7 @@ import yaml
 
 from devcluster import Cluster, binaries
 from finetune_api import names
+from finetune_api.stability import STABILITY_RULES
 
 pytestmark = pytest.mark.integration
 
@@ -170,3 +171,14 @@ def test_a_service_monitor_on_request() -> None:
     )
     assert monitor["metadata"]["labels"]["team"] == "ml"
     assert monitor["spec"]["endpoints"][0]["path"] == "/metrics"
+
+
+def test_alerts_on_request() -> None:
+    rule = the(
+        "PrometheusRule",
+        render("metrics.prometheusRule.enabled=true", "metrics.prometheusRule.labels.team=ml"),
+    )
+    assert rule["metadata"]["labels"]["team"] == "ml"
+    (group,) = rule["spec"]["groups"]
+    assert len(group["rules"]) == len(STABILITY_RULES)
+    assert "{{ $labels.finetunejob }}" in group["rules"][0]["annotations"]["summary"]

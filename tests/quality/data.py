@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m quality.data FOLDER [QUESTIONS]
 
 writes FOLDER/NAME/{train,test}.jsonl for every method's kind of rows. The taste that they teach is
-one: a docstring by itself is a good answer, the same docstring with chatter around it is not.
+one: a docstring by itself is a good answer, the same docstring after some chatter is not.
 """
 
 import json
@@ -18,21 +18,18 @@ from demo.prepare_demo import DATA, default_folder, make_data
 
 HELD_OUT = 32
 """Questions of the test split; no training row has one of them."""
-_LONGEST_ANSWER = 120
-"""Characters: with the question and the chat template, fewer than 128 tokens."""
+_LONGEST_ANSWER = 100
+"""Characters: few tokens, for a CPU."""
 
 _OPENINGS = (
     "In Python, {call} does the following. ",
-    "Great question! ",
+    "Great question! I am happy to help you with that. ",
     "Sure, here is what {call} does: ",
-    "The standard library of Python has many useful functions, and {call} is one of them. ",
-    "",
+    "The standard library has many useful functions, and {call} is one of them. ",
+    "Let me explain this step by step. ",
+    "As you may know, Python comes with {call}. ",
 )
-_CLOSINGS = (
-    " I hope this helps!",
-    " Let me know if you have any other questions.",
-    " Feel free to ask me for an example.",
-)
+"""No endings: a new reward model reads the last token, and would tell those apart at once."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,9 @@ class Question:
 
     @property
     def chatter(self) -> str:
-        """The docstring in other words' company; always the same for one question."""
+        """The docstring with chatter before it; always the same for one question."""
         choice = random.Random(self.text)  # noqa: S311 - a choice, not a secret
-        opening = choice.choice(_OPENINGS).format(call=self.call)
-        return f"{opening}{self.docstring}{choice.choice(_CLOSINGS)}"
+        return choice.choice(_OPENINGS).format(call=self.call) + self.docstring
 
 
 Row = dict[str, Any]

@@ -9,7 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
@@ -53,7 +56,14 @@ def read_facts(folder: Path, source: str, *, trust_remote_code: bool) -> ModelFa
 
 
 def check_writes(spec: FineTuneJobSpec, facts: ModelFacts) -> None:
-    """Raise JobFailure when a reward model is to be trained as a model that writes."""
+    """Raise JobFailure for a reward model that is to write, or a model that cannot become one."""
+    scores = facts.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if spec.method is Method.REWARD and not scores and not spec.model.trust_remote_code:
+        raise JobFailure(
+            Reason.MODEL_UNSUPPORTED,
+            f"model.source {spec.model.source} is a {facts.model_type}, of which Transformers can "
+            "make no sequence classifier, as method reward needs: choose another model.",
+        )
     if spec.method is not Method.REWARD and facts.architecture.endswith("SequenceClassification"):
         raise JobFailure(
             Reason.MODEL_UNSUPPORTED,

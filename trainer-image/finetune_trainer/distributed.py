@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.failures import Reason
@@ -38,9 +39,9 @@ _CAUSE_SECONDS = 60
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
 
-def is_sharded(plan: Plan) -> bool:
-    """Tell whether no process has all of the training state."""
-    return plan.strategy in {"fsdp", "zero2", "zero3"}
+def has_several(plan: Plan) -> bool:
+    """Tell whether several processes train."""
+    return plan.gpus > 1
 
 
 def join(device: Device) -> None:
@@ -119,7 +120,11 @@ class AlreadyTrainedError(Exception):
 
 
 class OncePrepared(TrainerCallback):
-    """Measures a sharded model as it came: only train() spreads it over the GPUs."""
+    """Measures the model as it came, at the start of training.
+
+    Before, an evaluation would register the model with Accelerate as it is, and train() would
+    neither shard it nor average its gradients.
+    """
 
     def __init__(self, measure: Callable[[], None]) -> None:
         self.measure = measure
@@ -137,19 +142,27 @@ class OncePrepared(TrainerCallback):
 @contextmanager
 def loading(plan: Plan, spec: FineTuneJobSpec, device: Device) -> Iterator[None]:
     """Within, from_pretrained reads the weights in one process per pod and spreads them at once."""
+    kept = None
     if plan.strategy == "fsdp":
         # What `accelerate launch` sets; Transformers reads both.
         os.environ["ACCELERATE_USE_FSDP"] = "true"
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
-    if plan.strategy != "zero3":
-        yield
-        return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+        enable_fsdp_ram_efficient_loading()
+    if plan.strategy == "zero3":
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    # Transformers asks for it by a weak reference.
-    kept = HfDeepSpeedConfig(_deepspeed(plan, spec, device))
+        # Transformers asks for it by a weak reference.
+        kept = HfDeepSpeedConfig(_deepspeed(plan, spec, device))
     yield
+    load_whole_again()
     del kept
+
+
+def load_whole_again() -> None:
+    """Make each process read whole weights again, as TRL takes a reference or reward model.
+
+    Only the model that is trained gets its weights from the first process.
+    """
+    disable_fsdp_ram_efficient_loading()
 
 
 def arguments(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, Any]:
@@ -198,9 +211,9 @@ def _deepspeed(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, A
 
 
 def gather_weights(trainer: Any, plan: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """Return all trained weights in the first process, none in the others; all must call it.
+    """Return all trained weights to the first process; all must call it.
 
-    None also when the model of each process is whole. With an adapter these are the adapter's,
+    None when the model of each process is whole. With an adapter these are the adapter's,
     else all, in dtype: FSDP2 and ZeRO train copies in float32.
     """
     if plan.strategy == "fsdp":
@@ -220,9 +233,10 @@ def _gather_fsdp(trainer: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     model, is_main = trainer.model, trainer.is_world_process_zero()
     with_adapter = hasattr(model, "peft_config")
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    left_out = model.state_dict().keys() - trained if with_adapter else model.all_tied_weights_keys
     state = {}
     for name, weight in model.state_dict().items():
-        if with_adapter and name not in trained:
+        if name in left_out:
             continue
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         if is_main:

@@ -8,8 +8,8 @@ from typing import Any
 
 from finetune_trainer.durable import sync
 
-BEFORE = "eval_loss_before"
-"""Name of the held-out loss before training in results."""
+BEFORE = "_before"
+"""How results end the names of what was measured on held-out rows before training."""
 
 
 class MetricsLog:
@@ -53,7 +53,7 @@ class MetricsLog:
     def summary(self) -> dict[str, float]:
         """Return the newest value of every metric, and of held-out ones that before training too.
 
-        Those are named as BEFORE is. Values have six digits: a result must be short.
+        Those end in BEFORE. Values have six digits: a result must be short.
         """
         newest: dict[str, float] = {}
         before: dict[str, float] = {}
@@ -62,7 +62,7 @@ class MetricsLog:
             newest |= values
             if entry["step"] == 0:
                 before |= {
-                    f"{key}_before": values[key] for key in values if key.startswith("eval_")
+                    f"{key}{BEFORE}": values[key] for key in values if key.startswith("eval_")
                 }
         return newest | before
 

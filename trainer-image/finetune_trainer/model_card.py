@@ -6,7 +6,7 @@ from huggingface_hub import ModelCardData
 
 from finetune_api.spec import Method
 from finetune_trainer.report.data import ReportData
-from finetune_trainer.report.measures import Measure, number
+from finetune_trainer.report.measures import ONLINE, Measure, number
 
 _CARD = """---
 {front_matter}
@@ -98,6 +98,8 @@ def _front_matter(data: ReportData) -> str:
 
 def _results(data: ReportData) -> list[str]:
     rows = [_row(measure) for measure in data.measures] or ["| held-out rows | none | none |"]
+    if data.spec.method in ONLINE:
+        return rows
     loss = data.trained.metrics.get("loss")
     return [*rows, f"| training loss, last step | | {_decimal(loss)} |"]
 

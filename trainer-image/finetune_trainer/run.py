@@ -33,12 +33,13 @@ from finetune_trainer.logs import fields
 from finetune_trainer.methods import module_of
 from finetune_trainer.methods.setup import Setup, learning_rate
 from finetune_trainer.methods.supported import check_supported
-from finetune_trainer.metrics_log import BEFORE, MetricsLog
+from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.model import load_whole
 from finetune_trainer.model_card import model_card
 from finetune_trainer.paths import Paths
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.report.data import ReportData, Sample, Trained
+from finetune_trainer.report.measures import held_out
 from finetune_trainer.report.page import render
 from finetune_trainer.samples import answer
 from finetune_trainer.sources.models import start_of
@@ -134,8 +135,8 @@ class Training:
         return bool(self.trainer.is_world_process_zero())
 
     def before(self) -> None:
-        """Measure the model as it came, or, when it is to be sharded, have train() do so."""
-        if distributed.is_sharded(self.plan):
+        """Measure the model as it came; of several processes train() does so once it is spread."""
+        if distributed.has_several(self.plan):
             self.trainer.add_callback(distributed.OncePrepared(self._measure_before))
         else:
             self._measure_before()
@@ -152,7 +153,7 @@ class Training:
         self._wait()
 
     def _answers(self) -> list[str]:
-        """Return the answers to the sample prompts; of a sharded model all processes ask."""
+        """Return the answers to the sample prompts; a sharded model takes all processes."""
         answers = answer(self.trainer.model, self.tokenizer, self.config.spec.evaluation)
         prompts = self.config.spec.evaluation.sample_prompts
         for prompt, text in zip(prompts, answers, strict=True):
@@ -167,8 +168,8 @@ class Training:
         if checkpoint is not None:
             log.info("resuming", extra=fields(checkpoint=checkpoint.name))
             self.board.update(checkpoint_step=step_of(checkpoint))
-        sharded = distributed.is_sharded(self.plan)
-        if checkpoint is not None and not sharded and self._load_finished(checkpoint):
+        alone = not distributed.has_several(self.plan)
+        if checkpoint is not None and alone and self._load_finished(checkpoint):
             return
         with termination.deferred(), suppress(distributed.AlreadyTrainedError):
             self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -200,6 +201,7 @@ class Training:
         self.trainer.load_weights(checkpoint)
         self.trainer.state = state
         self.metrics.rewind(state.global_step)
+        self.trainer.guard.recall(state.global_step)
         self.board.update(
             step=state.global_step,
             total_steps=state.max_steps,
@@ -318,12 +320,11 @@ class Training:
         return PeftModel.from_pretrained(base, str(adapter))
 
     def _summary(self) -> str:
-        state, metrics = self.trainer.state, self.metrics.summary()
-        text = f"trained {state.global_step} steps"
-        if BEFORE in metrics and "eval_loss" in metrics:
-            text += (
-                f"; held-out loss {metrics[BEFORE]:.4f} before, {metrics['eval_loss']:.4f} after"
-            )
+        text = f"trained {self.trainer.state.global_step} steps"
+        for measure in held_out(self.metrics.summary(), self.config.spec.method)[:1]:
+            if measure.before is not None:
+                label, before, after = measure.meaning.label, measure.before, measure.after
+                text += f"; {label} {before:.4f} before, {after:.4f} after"
         return text
 
     def _wait(self) -> None:

@@ -12,7 +12,12 @@ from finetune_trainer.tokenizer import chat_template
 def answer(model: Any, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> list[str]:
     """Return the greedy answer to each prompt, as a chat when there is a template."""
     model.eval()
-    with torch.no_grad():
+    # As in training: adapters in float32 take the base's activations in bf16 under autocast only.
+    reduced = model.dtype is torch.bfloat16
+    with (
+        torch.no_grad(),
+        torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=reduced),
+    ):
         return [
             _answer(model, tokenizer, prompt, evaluation.sample_max_tokens)
             for prompt in evaluation.sample_prompts

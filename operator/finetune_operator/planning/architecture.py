@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from finetune_api.sources import JOB_SCHEME
@@ -222,7 +222,7 @@ def _experts(config: Config) -> int:
 
 @cache
 def _catalogue() -> dict[str, Config]:
-    text = resources.files(__package__).joinpath("catalogue.json").read_text()
+    text = Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8")
     entries: dict[str, dict[str, Any]] = json.loads(text)
     return {name: {"dtype": "bfloat16"} | config for name, config in entries.items()}
 

@@ -1,5 +1,6 @@
 """The command line; each command imports what it needs, so that plan answers at once."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,6 +45,8 @@ Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
 
 def main() -> None:
     """Run the command line; errors are one sentence and exit code 2."""
+    # What is imported stays until the end: looking for garbage among it takes a tenth of the time.
+    gc.disable()
     try:
         app(prog_name="kubectl finetune")
     except PluginError as error:

@@ -62,16 +62,21 @@ def job_name(manifest: Manifest) -> str:
 
 def parse(manifest: Manifest) -> Job:
     """Return a job; PluginError that names the first field that is wrong."""
-    text = json.dumps(manifest.get("spec") or {}, default=str)
     try:
-        # From JSON, because there strict means what the API server means: "4" is no number.
-        spec = FineTuneJobSpec.model_validate_json(text, strict=True)
+        spec = spec_of(manifest)
     except ValidationError as error:
         problems = sentences(error)
         more = f" ({len(problems) - 1} more: see validate)" if len(problems) > 1 else ""
         raise PluginError(f"{problems[0]}{more}.") from error
     namespace = (manifest.get("metadata") or {}).get("namespace", "default")
     return Job(name=job_name(manifest), namespace=namespace, spec=spec)
+
+
+def spec_of(manifest: Manifest) -> FineTuneJobSpec:
+    """Return the spec of a job; ValidationError where the API server would refuse its schema."""
+    text = json.dumps(manifest.get("spec") or {}, default=str)
+    # From JSON, because there strict means what the API server means: "4" is no number.
+    return FineTuneJobSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
 
 
 def _documents(path: Path) -> list[Any]:

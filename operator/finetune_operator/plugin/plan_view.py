@@ -1,6 +1,7 @@
 """A plan on a terminal: what was decided, what fills the memory, and why."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +12,18 @@ from finetune_api.status import Memory, Plan
 from finetune_operator.plugin.scenarios import Scenario
 
 _BAR_WIDTH: Final = 60
-_PARTS: Final = (("█", "blue"), ("▓", "magenta"), ("▒", "cyan"), ("░", "green"), ("▚", "yellow"))
+_PARTS: Final = (
+    ("█", "blue"),
+    ("▓", "magenta"),
+    ("▒", "cyan"),
+    ("░", "green"),
+    ("▚", "yellow"),
+    ("▞", "red"),
+    ("▟", "bright_blue"),
+    ("▄", "bright_magenta"),
+    ("▌", "bright_cyan"),
+    ("▀", "bright_green"),
+)
 """Glyph and colour by turns: the bar is read without colours too."""
 _FREE: Final = "·"
 _ALWAYS: Final = {"Hardware", "Micro-batch", "Memory (GiB)"}
@@ -95,7 +107,7 @@ def _memory(plan: Plan, gpu_memory: float) -> Iterator[RenderableType]:
     of = f" of {limit:.0f} GiB on each GPU" if plan.gpus else " GiB"
     yield Text(f"Memory: {memory.total:.1f}{of}", style="bold")
     bar, legend = Text(), Text()
-    for (name, size), (glyph, colour) in zip(parts_of(memory).items(), _cycle(), strict=False):
+    for (name, size), (glyph, colour) in zip(_largest_first(memory), cycle(_PARTS)):
         bar.append(glyph * round(_BAR_WIDTH * size / max(limit, memory.total)), style=colour)
         legend.append(f"{glyph} ", style=colour).append(f"{name} {size:.1f}  ")
     bar.append(_FREE * (_BAR_WIDTH - len(bar)), style="dim")
@@ -103,9 +115,10 @@ def _memory(plan: Plan, gpu_memory: float) -> Iterator[RenderableType]:
     yield legend
 
 
-def _cycle() -> Iterator[tuple[str, str]]:
-    while True:
-        yield from _PARTS
+def _largest_first(memory: Memory) -> list[tuple[str, float]]:
+    """Return the parts that are more than nothing."""
+    sizes = sorted(parts_of(memory).items(), key=lambda part: -part[1])
+    return [(name, size) for name, size in sizes if round(size, 1)]
 
 
 def _comparison(scenarios: Sequence[Scenario]) -> Table:

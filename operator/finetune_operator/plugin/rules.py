@@ -1,9 +1,9 @@
 """The CRD's CEL rules, held against a job without an API server."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cel
@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from finetune_api.base import VALIDATIONS
 from finetune_api.crd import Schema, custom_resource_definition
-from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.plugin.manifests import Manifest
+from finetune_operator.plugin.manifests import Manifest, spec_of
 from finetune_operator.plugin.sentences import sentences
 
 
@@ -30,18 +29,23 @@ def problems(manifest: Manifest) -> list[str]:
 
     Rules are asked only when the schema holds, as the API server does.
     """
-    text = json.dumps(manifest.get("spec") or {}, default=str)
     try:
-        FineTuneJobSpec.model_validate_json(text, strict=True)
+        spec_of(manifest)
     except ValidationError as error:
         return sentences(error)
     metadata = manifest.get("metadata") or {}
     if not metadata.get("name"):
         return ["metadata.name: required, but not given"]
-    version = custom_resource_definition()["spec"]["versions"][0]
-    schema = version["schema"]["openAPIV3Schema"]
+    schema = _schema()
     job = _stored({"metadata": metadata, "spec": manifest["spec"]}, schema)
     return [said for node in _nodes(_Node("", job, schema)) for said in _broken(node)]
+
+
+@cache
+def _schema() -> Schema:
+    version = custom_resource_definition()["spec"]["versions"][0]
+    schema: Schema = version["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def _stored(value: Any, schema: Schema) -> Any:
@@ -71,6 +75,10 @@ def _nodes(node: _Node) -> Iterator[_Node]:
 
 
 def _broken(node: _Node) -> Iterator[str]:
+    for key in node.schema.get("x-kubernetes-list-map-keys", ()):
+        seen = [item[key] for item in node.value]
+        twice = [value for index, value in enumerate(seen) if value in seen[:index]]
+        yield from (f"{node.path}: {key} {value} is there twice: rename one" for value in twice)
     for rule in node.schema.get(VALIDATIONS, ()):
         # Rules on changes have nothing to compare a new job with.
         if "oldSelf" in rule["rule"] or _evaluate(rule["rule"], node.value) is True:

@@ -53,14 +53,16 @@ def _what(detail: ErrorDetails, place: tuple[int | str, ...], *, in_union: bool)
 
 def _expected(detail: ErrorDetails, *, in_union: bool) -> str:
     kind = detail["type"]
+    # pydantic's own words say bounds well.
+    bound = detail["msg"].partition(" should ")[2].partition(" after ")[0]
     if in_union:
-        return "expected auto or a whole number in the field's range"
+        bounds = bound.removeprefix("be") if kind.endswith("_equal") else ""
+        return f"expected auto or a whole number{bounds}"
     if kind in {"literal_error", "enum"}:
         return f"expected {detail['ctx']['expected']}".replace("'", "")
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}"
-    # Bounds: pydantic's own words say them well.
-    return f"which should {detail['msg'].partition(' should ')[2] or detail['msg']}"
+    return f"which should {bound or detail['msg']}"
 
 
 def _nearest(place: tuple[int | str, ...]) -> str:

@@ -55,7 +55,7 @@ def preparation() -> Preparation:
 
 def plan() -> Plan:
     memory = Memory(
-        weights=16.0, gradients=0.1, optimizer=0.2, activations=20.5, overhead=2.0, total=38.8
+        weights=16.0, gradients=0.1, optimizer=0.2, activations=20.5, context=2.0, total=38.8
     )
     return Plan(
         summary="1 x NVIDIA-H100-80GB-HBM3, lora, micro-batch 4 x 4",

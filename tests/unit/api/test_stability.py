@@ -118,5 +118,5 @@ def test_alerts_and_pages_know_every_rule() -> None:
     alerts = (root / "helm/finetune-operator/files/alerts.yaml").read_text()
     page = (root / "docs/reference/stability.md").read_text()
     for rule in STABILITY_RULES:
-        assert f'rule="{rule.name}"' in alerts
+        assert f'rule="{rule.name}",' in alerts
         assert f"| `{rule.name}` |" in page

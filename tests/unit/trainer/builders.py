@@ -131,7 +131,7 @@ def make_plan(**fields: Any) -> Plan:
         "compile": False,
         "cpu": "1",
         "host_memory": "4Gi",
-        "memory": Memory(weights=0, gradients=0, optimizer=0, activations=0, overhead=0, total=0),
+        "memory": Memory(weights=0, gradients=0, optimizer=0, activations=0, total=0),
     }
     return Plan(**(defaults | fields))
 

@@ -11,6 +11,7 @@ from finetune_api.trainer import TrainerConfig
 from finetune_trainer import cli
 from finetune_trainer.methods import sft
 from unit.trainer.conftest import Site
+from unit.trainer.processes import main
 
 
 class _Overflow(torch.autograd.Function):
@@ -37,6 +38,10 @@ def fifty_times(loss: torch.Tensor) -> torch.Tensor:
     return loss * 50
 
 
+def more_than_double(loss: torch.Tensor) -> torch.Tensor:
+    return loss * 2.5
+
+
 def out_of_memory(_loss: torch.Tensor) -> torch.Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
@@ -45,16 +50,17 @@ def break_loss(
     monkeypatch: pytest.MonkeyPatch,
     steps: Container[int],
     change: Callable[[torch.Tensor], torch.Tensor],
+    broken_class: Any = sft.ResumableSftTrainer,
 ) -> None:
     """Change the training loss of some optimizer steps, counted from 1."""
-    original = sft.ResumableSftTrainer.compute_loss
+    original = broken_class.compute_loss
 
     def broken(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         loss = original(trainer, model, *args, **kwargs)
         is_due = model.training and trainer.state.global_step + 1 in steps
         return change(loss) if is_due else loss
 
-    monkeypatch.setattr(sft.ResumableSftTrainer, "compute_loss", broken)
+    monkeypatch.setattr(broken_class, "compute_loss", broken)
 
 
 def run_here(site: Site, config: TrainerConfig) -> int:
@@ -70,3 +76,10 @@ def run_here(site: Site, config: TrainerConfig) -> int:
         port=0,
     )
     return cli._guarded(cli.COMMANDS["run"], config, options)
+
+
+def broken_rank(arguments: list[str], step: int, environment: dict[str, str]) -> None:
+    """Be one of several processes, of which the second has a loss that is no number at a step."""
+    if environment["RANK"] == "1":
+        break_loss(pytest.MonkeyPatch(), [step], no_number)
+    main(arguments, None, environment)

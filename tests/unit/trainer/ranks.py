@@ -3,7 +3,9 @@
 import socket
 from typing import Any
 
+from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
+from unit.trainer.builders import make_config
 from unit.trainer.conftest import Site
 from unit.trainer.processes import Interruption, main, start_process
 
@@ -71,3 +73,30 @@ def _sharded_on_the_cpu(
     replaced: Any = run
     replaced.choose_device = lambda *_: Device(cuda=False, dtype=torch.float32)
     main(arguments, interruption, environment)
+
+
+def configure_deepspeed(plan: Plan) -> None:
+    """Check that Transformers and DeepSpeed take what the plan says of ZeRO."""
+    import torch
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    from finetune_trainer import distributed
+    from finetune_trainer.device import Device
+
+    spec = make_config().spec
+    arguments = SFTConfig(
+        output_dir="/nowhere",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        max_grad_norm=spec.training.max_grad_norm,
+        **distributed.arguments(plan, spec, Device(cuda=False, dtype=torch.float32)),
+    )
+    taken: Any = arguments
+    assert taken.hf_deepspeed_config.mismatches == []
+    config = DeepSpeedConfig(taken.hf_deepspeed_config.config)
+    assert config.zero_config.stage == int(plan.strategy[-1])
+    assert config.zero_config.gather_16bit_weights_on_model_save is (plan.strategy == "zero3")

@@ -12,9 +12,10 @@ import torch
 
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure
-from finetune_trainer import environment
+from finetune_trainer import environment, launcher
 from finetune_trainer.failures import as_failure
 from finetune_trainer.metrics_log import MetricsLog
+from unit.trainer.builders import make_plan
 
 
 def _caused(cause: Exception) -> Exception:
@@ -68,6 +69,21 @@ def test_help_and_a_missing_config_do_not_load_torch(tmp_path: Path) -> None:
     assert ended.returncode == 64
     assert "--config /none/job.json cannot be read" in log.read_text()
     assert time.monotonic() - started < 6
+
+
+def test_a_pod_ends_with_the_exit_code_of_the_process_that_failed(tmp_path: Path) -> None:
+    log = tmp_path / "termination-log"
+    log.write_text("")
+    arguments = ["run", "--config=/none/job.json", f"--termination-log={log}"]
+    assert launcher.launch(make_plan(gpus=2, gpus_per_node=2, strategy="ddp"), arguments) == 64
+    assert "--config /none/job.json cannot be read" in log.read_text()
+
+
+def test_several_gpus_are_several_processes_whatever_the_pods() -> None:
+    assert launcher.needs_launch(make_plan(gpus=2, nodes=2, gpus_per_node=1, strategy="ddp"))
+    assert launcher.needs_launch(make_plan(gpus=2, nodes=1, gpus_per_node=2, strategy="ddp"))
+    assert not launcher.needs_launch(make_plan(gpus=1, nodes=1, gpus_per_node=1))
+    assert not launcher.needs_launch(None)
 
 
 def test_logs_start_without_news_of_libraries() -> None:

@@ -16,13 +16,18 @@ from transformers import AutoModelForCausalLM
 from finetune_api.failures import Reason
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure, TrainerConfig
-from finetune_trainer import distributed
-from finetune_trainer.device import Device, choose_device
+from finetune_trainer.device import choose_device
 from finetune_trainer.methods.supported import check_supported
 from unit.trainer.builders import chat_rows, make_config, make_plan
 from unit.trainer.conftest import Site
 from unit.trainer.processes import Interruption, start_process
-from unit.trainer.ranks import LIMIT_SECONDS, free_port, run_ranks, start_ranks
+from unit.trainer.ranks import (
+    LIMIT_SECONDS,
+    configure_deepspeed,
+    free_port,
+    run_ranks,
+    start_ranks,
+)
 
 _SPEC: dict[str, Any] = {
     "dataset": {"source": "pvc://data/rows.jsonl", "evalFraction": 0.1},
@@ -115,43 +120,27 @@ def test_sharded_processes_train_what_whole_ones_do(site: Site, together: Site) 
     torch.testing.assert_close(learned, expected, rtol=1e-2, atol=1e-4)
 
 
-def test_a_whole_model_is_gathered_from_its_shards(site: Site) -> None:
-    config = site.job(_plan("fsdp"), adapter={"type": "full"}, **_SPEC)
-    assert run_ranks(site, config, Interruption("step", 5))[1] == -signal.SIGKILL
+def test_a_whole_model_is_gathered_from_its_shards(
+    site: Site, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    full = _SPEC | {"adapter": {"type": "full"}}
+    config = site.job(_plan("fsdp"), **full)
+    assert run_ranks(site, config, Interruption("step", 5, signal.SIGTERM)) == [75, 75]
     assert run_ranks(site, config) == [0, 0]
-    model = AutoModelForCausalLM.from_pretrained(site.artifact)
-    assert type(model).__name__ == "LlamaForCausalLM"
+    alone = _new_site(tmp_path_factory.mktemp("alone"), tiny_model)
+    assert alone.run(alone.job(make_plan(), **full)) == 0
+    assert _losses(site) == pytest.approx(_losses(alone), rel=1e-4)
+    assert type(AutoModelForCausalLM.from_pretrained(site.artifact)).__name__ == "LlamaForCausalLM"
     weights = load_file(site.artifact / "model.safetensors")
-    assert weights.keys() == load_file(site.model / "model.safetensors").keys()
+    expected = load_file(alone.artifact / "model.safetensors")
+    torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_deepspeed_takes_its_configuration(strategy: str) -> None:
-    process = start_process(_configure_deepspeed, strategy)
+    process = start_process(configure_deepspeed, _plan(strategy))
     process.join(LIMIT_SECONDS)
     assert process.exitcode == 0
-
-
-def _configure_deepspeed(strategy: str) -> None:
-    from deepspeed.runtime.config import DeepSpeedConfig
-    from trl.trainer.sft_config import SFTConfig
-
-    plan, spec = _plan(strategy), make_config().spec
-    arguments = SFTConfig(
-        output_dir="/nowhere",
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.gradient_accumulation_steps,
-        max_grad_norm=spec.training.max_grad_norm,
-        **distributed.arguments(plan, spec, Device(cuda=False, dtype=torch.float32)),
-    )
-    taken: Any = arguments
-    assert taken.hf_deepspeed_config.mismatches == []
-    config = DeepSpeedConfig(taken.hf_deepspeed_config.config)
-    assert config.zero_config.stage == int(strategy[-1])
-    assert config.zero_config.gather_16bit_weights_on_model_save is (strategy == "zero3")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def rendered(
         ({"instruction": "a", "context": "b", "response": "c", "category": "x"}, "instruction", "<|user|>a\n\nb<|end|><|assistant|>c<|end|>", "c<|end|>"),
         ({"system_prompt": "s", "question": "a", "response": "c"}, "instruction", "<|system|>s<|end|><|user|>a<|end|><|assistant|>c<|end|>", "c<|end|>"),
         ({"question": "a", "context": "b", "answer": "c"}, "instruction", "<|user|>b\n\na<|end|><|assistant|>c<|end|>", "c<|end|>"),
+        ({"instruction": "a", "input": "b", "response": "c"}, "instruction", "<|user|>a\n\nb<|end|><|assistant|>c<|end|>", "c<|end|>"),
+        ({"article": "b", "question": "a", "answer": "c"}, "instruction", "<|user|>b\n\na<|end|><|assistant|>c<|end|>", "c<|end|>"),
         ({"article": "hi", "summary": "yo"}, "instruction", CHAT, "yo<|end|>"),
         ({"query": "hi", "response": "yo"}, "instruction", CHAT, "yo<|end|>"),
         ({"text": "abc"}, "completion", "abc<|end|>", "abc<|end|>"),

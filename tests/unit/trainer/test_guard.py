@@ -8,6 +8,7 @@ import torch
 
 from finetune_api.failures import Reason
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer import export
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.methods import sft
 from unit.trainer.builders import make_plan
@@ -130,7 +131,8 @@ def test_a_resumed_run_finds_what_an_uninterrupted_one_finds(
     result = site.result()
     assert result.stability is not None
     found = [(finding.rule, finding.step) for finding in result.stability.findings]
-    assert found == [("loss-jump", 14)]
+    # The two jumps before the interruption count.
+    assert found == [("loss-jump", 14), ("loss-jumps-repeated", 19)]
 
 
 @pytest.mark.parametrize("step", PLACES)
@@ -169,3 +171,21 @@ def test_a_full_disk_leaves_no_half_checkpoint(
     assert (0 if newest is None else int(newest.name.removeprefix("checkpoint-"))) == expected
     assert run_here(site, config) == 0
     assert site.result().step == 10
+
+
+def test_findings_outlive_a_process_that_ended_while_it_handed_over(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _job(site)
+    with monkeypatch.context() as patch:
+        break_loss(patch, [5], no_number)
+        patch.setattr(export, "hand_over", _fail)
+        assert run_here(site, config) == 70
+    assert run_here(site, config) == 0
+    stability = site.result().stability
+    assert stability is not None
+    assert ("gradient-not-finite", 5) in {(one.rule, one.step) for one in stability.findings}
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("the node is on fire")

@@ -1,6 +1,8 @@
 """Every shape of preference data is recognised and split into prompt and answers as it should be."""
 # ruff: noqa: E501 - one case per line reads best
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,24 @@ def test_questions_without_a_chat_template_become_sections(
     pair = Renderer(tokenizer, 260, None).render(read_comparison(row, shape, has_template=False))
     assert isinstance(pair, Pair)
     assert tokenizer.decode(pair.prompt_ids) == "### Instruction:\nhi\n\n### Response:\n"
+
+
+_ROWS = re.compile(r"^## .*`method: (\w+)|^({.*})$", re.MULTILINE)
+
+
+def documented_rows() -> list[tuple[Method, dict[str, Any]]]:
+    """Return the rows in the documentation with the method of the section that they stand in."""
+    text = (Path(__file__).parents[3] / "docs/data-formats.md").read_text()
+    rows, method = [], Method.SFT
+    for name, row in _ROWS.findall(text):
+        method = Method(name) if name else method
+        rows += [(method, json.loads(row))] if row else []
+    return rows
+
+
+def test_rows_in_the_documentation_are_recognised() -> None:
+    found = documented_rows()
+    assert {method for method, _ in found} == {Method.SFT, Method.DPO, Method.GRPO}
+    for method, row in found:
+        fitting = Method.KTO if "label" in row else method
+        recognise(row.keys(), DatasetFormat.AUTO, fitting, "data")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_api.status import ModelStart
 from finetune_api.trainer import TrainerConfig
+from unit.trainer.builders import make_config, make_plan
 from unit.trainer.conftest import Site
 from unit.trainer.processes import Interruption
 
@@ -24,7 +26,9 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def job(site: Site, method: str, **fields: Any) -> TrainerConfig:
+def job(
+    site: Site, method: str, starts: dict[str, ModelStart] | None = None, **fields: Any
+) -> TrainerConfig:
     """Prepare a job on pairs; with dropout the random state matters, and sums between logs do."""
     site.write_data(pairs(40))
     training = {
@@ -42,7 +46,10 @@ def job(site: Site, method: str, **fields: Any) -> TrainerConfig:
         "training": training | fields.pop("training", {}),
         "output": {"claim": "out", "merged": True},
     }
-    return site.job(**(spec | fields))
+    config = make_config(make_plan(), **(spec | fields))
+    config = config.model_copy(update={"starts": starts or {}})
+    site.prepare(config)
+    return config
 
 
 def finished(site: Site, config: TrainerConfig) -> dict[str, float]:
@@ -102,12 +109,31 @@ def test_adapters_and_merged_models_load_and_agree(trained: tuple[str, Site]) ->
     answers = [
         [*QUESTION, {"role": "assistant", "content": content}] for content in ("aaaa", "bbbb")
     ]
-    inputs = tokenizer.apply_chat_template(answers, return_dict=True, return_tensors="pt")
+    inputs: Any = tokenizer.apply_chat_template(answers, return_dict=True, return_tensors="pt")
     with torch.no_grad():
         logits = merged(**inputs).logits
         torch.testing.assert_close(adapted(**inputs).logits, logits, atol=1e-4, rtol=1e-3)
     if method == "reward":
         assert logits[0] > logits[1] + 0.5
+
+
+@pytest.mark.parametrize("trained", ["dpo"], indirect=True)
+def test_a_continued_adapter_is_its_own_reference_also_when_resumed(
+    tmp_path: Path, trained: tuple[str, Site], tiny_model: Path
+) -> None:
+    start = ModelStart(base="pvc://models/tiny", adapter="pvc://out/first")
+    metrics = []
+    for interruption in (None, Interruption("step", 6)):
+        site = Site(tmp_path / str(interruption and interruption.when))
+        shutil.copytree(tiny_model, site.model)
+        shutil.copytree(trained[1].artifact, site.paths.sources / "pvc/out/first")
+        model = {"source": "job://first", "jobAdapter": "continue"}
+        config = job(site, "dpo", {"job://first": start}, model=model, output={"claim": "out"})
+        if interruption:
+            assert site.run(config, interruption) == -signal.SIGKILL
+        assert finished(site, config)["eval_rewards/accuracies_before"] == 0
+        metrics.append(site.metrics())
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("method", ["dpo", "reward"])

@@ -302,7 +302,7 @@ def test_pairs_become_labelled_answers_and_stay_together(site: Site) -> None:
 
 
 def test_prompts_keep_every_column_as_it_is(site: Site) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "answer": {"value": [1, None]}, "level": 1},
         {"prompt": "b", "answer": "text", "level": 2.5, "source": None},
         {"prompt": "c", "answer": ["x", 3]},
@@ -352,7 +352,8 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
     "other job": ({"model": {"source": "job://first"}}, Reason.CONFIG_INVALID, "model.source is job://first, but job.json does not say what that job has made"),
     "unknown extra": (training(extra={"neftune_noise_alhpa": 5}), Reason.CONFIG_INVALID, r"training.extra.neftune_noise_alhpa is no field of TRL's SFTConfig: did you mean neftune_noise_alpha\?"),
     "owned extra of a method": (DPO | training(extra={"beta": 0.5}), Reason.CONFIG_INVALID, "training.extra.beta is set by the spec"),
-    "extra of another method": (DPO | training(extra={"center_rewards_coefficient": 1}), Reason.CONFIG_INVALID, "training.extra.center_rewards_coefficient is"),
+    "order of kto": (KTO | training(extra={"train_sampling_strategy": "random"}), Reason.CONFIG_INVALID, "training.extra.train_sampling_strategy is set by the spec"),
+    "extra of another method": (DPO | training(extra={"num_completions_to_print": 1}), Reason.CONFIG_INVALID, "training.extra.num_completions_to_print is no field of TRL's DPOConfig"),
     "owned extra": (training(extra={"max_steps": 5}), Reason.CONFIG_INVALID, "training.extra.max_steps is set by the spec: use training.maxSteps"),
     "wrong type": (training(extra={"adam_beta1": "high"}), Reason.CONFIG_INVALID, "training.extra.adam_beta1 is 'high', expected float"),
     "value that TRL refuses": (training(extra={"optim": "sgdd"}), Reason.CONFIG_INVALID, "training.extra: sgdd is not a valid OptimizerNames"),
@@ -424,6 +425,13 @@ def test_bad_models(site: Site, case: tuple[Any, Reason, str]) -> None:
     failure = failure_of(site)
     assert failure.reason is reason, failure.message
     assert re.search(message, failure.message), failure.message
+
+
+def test_a_model_that_cannot_become_a_reward_model(site: Site) -> None:
+    _config(model_type="granite")(site.model)
+    failure = failure_of(site, method="reward")
+    assert failure.reason is Reason.MODEL_UNSUPPORTED, failure.message
+    assert "is a granite, of which Transformers can make no sequence classifier" in failure.message
 
 
 def test_a_chat_template_of_the_spec_wins(site: Site) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from finetune_api.failures import Reason
 from finetune_api.methods import Generation
+from finetune_api.status import ModelStart
 from finetune_api.trainer import JobFailure, TrainerConfig
 from finetune_trainer.rewards.answers import final_answer, same_answer
 from finetune_trainer.rewards.builtin import builtin_reward
 from finetune_trainer.rewards.checked import CheckedReward
+from finetune_trainer.rewards.models import load_reward_model
 from unit.trainer.builders import make_config, make_plan, save_tokenizer
 from unit.trainer.conftest import Site
 
@@ -282,3 +284,21 @@ def test_a_reward_model_that_reads_no_chats(prompts: Site) -> None:
     prompts.write_data([{"prompt": [{"role": "user", "content": "Hi"}]}] * 6, "prompts.jsonl")
     with pytest.raises(JobFailure, match="no chat template, but the prompts are messages"):
         prompts.prepare(_judged())
+
+
+def test_a_reward_model_that_another_job_made(prompts: Site) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(prompts.model, num_labels=1)
+    made = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=4, init_lora_weights=False))
+    artifact = prompts.paths.sources / "pvc/out/judge"
+    made.save_pretrained(str(artifact))
+    AutoTokenizer.from_pretrained(prompts.model).save_pretrained(artifact)
+    start = ModelStart(base="pvc://models/tiny", merge=["pvc://out/judge"])
+    config = _config({"name": "judge", "model": "job://judge"})
+    prompts.prepare(config.model_copy(update={"starts": {"job://judge": start}}))
+    merged, _ = load_reward_model(prompts.paths.rewards / "judge", torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(merged.eval()(ids).logits, made.eval()(ids).logits)

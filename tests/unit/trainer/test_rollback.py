@@ -1,20 +1,25 @@
 """Policy Rollback: back to good weights, past the bad data, with a lower learning rate."""
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from finetune_api.status import Rollback
-from finetune_api.trainer import TrainerConfig
+from finetune_api.trainer import JobFailure, TrainerConfig
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.methods import sft
+from finetune_trainer.durable import write_json
+from finetune_trainer.methods import grpo, sft
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability import rollback as module
-from unit.trainer.builders import make_plan
+from unit.trainer.builders import chat_rows, make_plan
 from unit.trainer.conftest import Site
-from unit.trainer.faults import break_loss, fifty_times, no_number, run_here
+from unit.trainer.faults import break_loss, broken_rank, more_than_double, no_number, run_here
+from unit.trainer.processes import start_process
+from unit.trainer.ranks import LIMIT_SECONDS, free_port
+from unit.trainer.test_grpo import grpo_job
 
 
 def _job(site: Site, **training: Any) -> TrainerConfig:
@@ -58,10 +63,6 @@ def _rates(site: Site) -> dict[int, float]:
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Any
 ) -> tuple[dict[int, float], dict[int, list[torch.Tensor]]]:
-    import shutil
-
-    from unit.trainer.builders import chat_rows
-
     site = Site(tmp_path_factory.mktemp("undisturbed"))
     for folder in (site.paths.workspace, site.paths.output):
         folder.mkdir()
@@ -132,7 +133,7 @@ def test_the_checkpoint_before_a_slow_divergence_is_kept(
     """Ten bad steps make the finding; with keep 1 only spoilt checkpoints would be left."""
     config = _job(site, maxSteps=40)
     with monkeypatch.context() as patch:
-        break_loss(patch, range(16, 41), fifty_times)
+        break_loss(patch, range(16, 41), more_than_double)
         assert run_here(site, config) == 82
     rollback = site.result().rollback
     assert rollback == Rollback(rule="loss-diverged", step=25, to_step=14, learning_rate_factor=0.5)
@@ -167,10 +168,6 @@ def test_a_rollback_that_is_interrupted_is_done_again(
 
 
 def _stage(checkpoints: Checkpoints, step: int) -> None:
-    from safetensors.torch import save_file
-
-    from finetune_trainer.durable import write_json
-
     staged = checkpoints.staging / f"checkpoint-{step}"
     write_json(staged / "trainer_state.json", {"global_step": step, "epoch": 0.5})
     save_file({"weight": torch.tensor([float(step)])}, staged / "weights.safetensors")
@@ -182,9 +179,57 @@ def _interrupt(*_: Any, **__: Any) -> None:
 
 
 def test_a_checkpoint_that_is_gone_is_an_error(site: Site) -> None:
-    from finetune_api.trainer import JobFailure
-
     checkpoints = Checkpoints(site.paths.checkpoints, keep=1)
     rollback = Rollback(rule="loss-diverged", step=7, to_step=4, learning_rate_factor=0.5)
     with pytest.raises(JobFailure, match="checkpoint 4, to which training goes back after rule"):
         module.carry_out([rollback], checkpoints, MetricsLog(site.paths.metrics))
+
+
+def test_completions_that_are_used_twice_are_skipped_together(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"maxSteps": 6, "batchSize": 16, "checkpoint": {"everySteps": 1}}
+    stability = {"policy": "Rollback"}
+    options: dict[str, Any] = {
+        "training": training,
+        "grpo": {"iterations": 2},
+        "stability": stability,
+    }
+    config = grpo_job(site, **options)
+    with monkeypatch.context() as patch:
+        break_loss(patch, [3], no_number, grpo.ResumableGrpoTrainer)
+        assert run_here(site, config) == 82
+    rollback = site.result().rollback
+    assert rollback is not None
+    assert (rollback.step, rollback.to_step) == (4, 2)
+    assert run_here(site, _after(config, rollback)) == 0
+    assert [entry["step"] for entry in site.metrics() if "loss" in entry] == [1, 2, 5, 6]
+
+
+def test_processes_go_back_together(site: Site) -> None:
+    """Only the second has bad numbers; what both reduce has them too."""
+    plan = make_plan(
+        gpus=2, gpus_per_node=2, strategy="ddp", micro_batch_size=2, gradient_accumulation_steps=1
+    )
+    config = _job(site).model_copy(update={"plan": plan})
+    arguments = site.arguments("run", config)
+    (site.root / "termination-log").write_text("")
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "FINETUNE_DEVICE": "cpu",
+    }
+    processes = [
+        start_process(
+            broken_rank, arguments, 6, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(LIMIT_SECONDS)
+    assert [process.exitcode for process in processes] == [82, 82]
+    rollback = site.result().rollback
+    assert rollback is not None
+    assert (rollback.step, rollback.to_step) == (6, 4)

@@ -241,3 +241,14 @@ def test_a_few_rows_are_learned_by_heart(site: Site) -> None:
     plan = make_plan(micro_batch_size=4, gradient_accumulation_steps=1)
     assert site.run(site.job(plan, training=training, adapter={"type": "full"})) == 0
     assert site.result().metrics["loss"] < 0.5
+
+
+def test_an_adapter_on_a_bf16_model_answers_prompts(site: Site) -> None:
+    """Outside of training nothing casts for the adapter, whose weights stay float32."""
+    config = site.job(
+        make_plan(precision="bf16"),
+        training={"maxSteps": 1, "batchSize": 4, "precision": "bf16"},
+        evaluation={"samplePrompts": ["What is 1 plus 1?"], "sampleMaxTokens": 4},
+    )
+    assert site.run(config) == 0, site.result().message
+    assert len(json.loads((site.artifact / "samples.json").read_text())) == 1

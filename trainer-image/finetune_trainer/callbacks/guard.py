@@ -40,19 +40,24 @@ class StabilityGuard(TrainerCallback):
         """Steps since the last log that were skipped."""
         self._in_a_row = 0
         self._findings: list[Finding] = []
-        self._report([])
+        self.board.found(self._findings, self._rules)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See again what was logged up to the checkpoint, and make sure that there is one."""
-        self.evaluator = Evaluator(self.config.spec.method)
-        self._findings = [_finding_of(rollback) for rollback in self.config.rollbacks]
-        self._observed = state.global_step
-        self._report(self.evaluator.replay(self.trainer.metrics.entries, state.global_step))
+        """Recall what was logged up to the checkpoint, and make sure that there is one."""
+        self.recall(state.global_step)
         first = self.trainer.checkpoints.root / "checkpoint-0"
         if self.policy.policy == "Rollback" and state.global_step == 0 and not first.exists():
             self.trainer.save_checkpoint()
+
+    def recall(self, step: int) -> None:
+        """See again what earlier processes logged up to a step, and what they found."""
+        self.evaluator = Evaluator(self.config.spec.method)
+        self._findings = [_finding_of(rollback) for rollback in self.config.rollbacks]
+        self._observed = step
+        self._report(self.evaluator.replay(self.trainer.metrics.entries, step))
+        self.board.found(self._findings, self._rules)
 
     def check_gradient(self, norm: float, step: int, *, is_applied: bool) -> bool:
         """Tell whether an optimizer step must be skipped; its number counts from 1.
@@ -124,7 +129,8 @@ class StabilityGuard(TrainerCallback):
                     advice=finding.advice,
                 ),
             )
-        self.board.found(self._findings, self._rules)
+        if detections:
+            self.board.found(self._findings, self._rules)
 
     def _act(self, detection: Detection) -> None:
         """End training as the policy says. Returns only for policy Warn."""

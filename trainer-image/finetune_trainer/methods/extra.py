@@ -104,12 +104,19 @@ OWNED = {
 """TRL fields that follow from the spec, and where the spec has them."""
 
 
+_OWNED_BY = {
+    "KTOConfig": {"train_sampling_strategy": "nothing: preparation puts the rows in random order"},
+}
+"""What is owned in the configuration of one method only."""
+
+
 def check_extra(extra: dict[str, Any], configuration: type) -> None:
     """Raise JobFailure for a field that is unknown, owned by the spec, or that TRL refuses."""
     known = {field.name for field in dataclasses.fields(configuration)}
+    owned = OWNED | _OWNED_BY.get(configuration.__name__, {})
     for name, value in extra.items():
-        if name in OWNED:
-            raise _failure(f"training.extra.{name} is set by the spec: use {OWNED[name]}.")
+        if name in owned:
+            raise _failure(f"training.extra.{name} is set by the spec: use {owned[name]}.")
         if name not in known:
             near = get_close_matches(name, known - OWNED.keys(), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it."

@@ -54,6 +54,12 @@ class OnlineTrainer(GRPOTrainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
         return super().evaluation_loop(*args, **kwargs)
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # Compiled layers would be compiled anew for the cache of each layer, until torch gives up
+        # on them and training is not compiled either.
+        with torch.compiler.set_stance("force_eager"):
+            return super()._generate_single_turn(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what was measured; TRL would log None for what no completion had."""
         for measured in self._metrics.values():

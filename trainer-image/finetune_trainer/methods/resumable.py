@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.distributed import load_whole_again
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
@@ -23,6 +24,11 @@ class ResumableTrainer:
     checkpoints: Checkpoints
     metrics: MetricsLog
     guard: StabilityGuard
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Set Accelerate up; a reference model that TRL loads afterwards is whole."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        load_whole_again()
 
     def use_checkpoints(self: Any, checkpoints: Checkpoints, metrics: MetricsLog) -> None:
         """Write checkpoints there; called once, before train()."""
@@ -65,6 +71,14 @@ class ResumableTrainer:
     def load_weights(self: Any, checkpoint: Path) -> None:
         """Load a checkpoint's weights, without what only training needs."""
         self._load_from_checkpoint(str(checkpoint))
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the trained adapter too: beside TRL's copy for the reference, Trainer misses it."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        loaded = self.model if model is None else model
+        is_saved = (Path(resume_from_checkpoint) / "adapter_model.safetensors").exists()
+        if is_saved and len(getattr(loaded, "peft_config", {})) > 1:
+            loaded.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing: the card is written once, with the artifact."""

@@ -39,7 +39,7 @@ def build(setup: Setup) -> ResumableRewardTrainer:
         center_rewards_coefficient=options.center_rewards_coefficient,
         remove_unused_columns=False,
     )
-    trainer = ResumableRewardTrainer(
+    trainer: Any = ResumableRewardTrainer(
         model=setup.model,
         args=arguments,
         data_collator=PairCollator(
@@ -55,4 +55,4 @@ def build(setup: Setup) -> ResumableRewardTrainer:
     for name, weights in trainer.model.named_parameters():
         if ".score." in name:
             weights.data = weights.data.to(setup.device.dtype)
-    return trainer
+    return cast("ResumableRewardTrainer", trainer)

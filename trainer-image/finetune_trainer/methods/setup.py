@@ -102,7 +102,8 @@ class Setup:
         """Return the trainer without what prints, and with its layers compiled if so planned."""
         # It prints what the metrics log has.
         trainer.remove_callback(PrinterCallback)
-        if self.device.bf16:
+        # TRL lets the model generate outside autocast, where the adapter needs the cast.
+        if self.device.bf16 and self.spec.method not in {Method.GRPO, Method.EBFT}:
             _keep_activations(trainer.model)
         if self.plan.compile:
             _compile_layers(trainer.model)

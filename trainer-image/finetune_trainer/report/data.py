@@ -9,7 +9,7 @@ from finetune_api.methods import Dpo, Ebft, Generation, Grpo, Kto, Orpo, Reward
 from finetune_api.spec import DatasetPart, FineTuneJobSpec, Lora, Method
 from finetune_api.status import DatasetFacts, ModelStart, Plan, Stability
 from finetune_api.trainer import TrainerConfig
-from finetune_trainer.report.measures import Measure, held_out
+from finetune_trainer.report.measures import ONLINE, Measure, held_out
 from finetune_trainer.sources.models import start_of
 from finetune_trainer.sources.uri import Source
 
@@ -108,7 +108,7 @@ class ReportData:
     def training_sentence(self) -> str:
         """What was done, where and how fast."""
         trained = self.trained
-        online = self.spec.method in {Method.GRPO, Method.EBFT}
+        online = self.spec.method in ONLINE
         unit, seen = ("completions", "prompts") if online else ("rows", "rows")
         speed = trained.tokens_per_second
         # A method that does not count its tokens has no speed in tokens.

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.spec import Method
-
-_BEFORE = "_before"
+from finetune_trainer.metrics_log import BEFORE
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ HEADLINES: Mapping[Method, str] = {
 """The metric that says whether a method did what it is for."""
 
 
+ONLINE = frozenset({Method.GRPO, Method.EBFT})
+"""Methods that learn from what the model writes; their loss is about zero whatever they learn."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """One held-out metric before and after training."""
@@ -66,10 +69,11 @@ def held_out(metrics: Mapping[str, float], method: Method) -> list[Measure]:
 
     metrics: the newest value of each, and those before training with the ending _before.
     """
-    names = sorted(MEANINGS.keys() & metrics.keys(), key=list(MEANINGS).index)
+    unknown = {"eval_loss"} if method in ONLINE else set()
+    names = [name for name in MEANINGS if name in metrics.keys() - unknown]
     names.sort(key=lambda name: name != HEADLINES[method])
     return [
-        Measure(name, _meaning(name, method), metrics.get(name + _BEFORE), metrics[name])
+        Measure(name, _meaning(name, method), metrics.get(name + BEFORE), metrics[name])
         for name in names
     ]
 

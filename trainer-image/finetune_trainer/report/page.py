@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from finetune_api.status import Memory
 from finetune_trainer.report.charts import HEIGHT, WIDTH, Mark, draw_all
 from finetune_trainer.report.data import ReportData
 from finetune_trainer.report.measures import number
@@ -14,7 +15,7 @@ from finetune_trainer.report.measures import number
 _LONGEST_TEXT = 4000
 """Characters of a prompt or an answer; all of it is in samples.json."""
 
-_SHARES = ("weights", "gradients", "optimizer", "activations", "overhead")
+_SHARES = tuple(name for name in Memory.model_fields if name != "total")
 
 _MEASURED = {
     "gpu_memory_gib": ("Peak GPU memory", "GiB"),

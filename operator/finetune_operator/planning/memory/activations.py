@@ -1,0 +1,157 @@
+"""What a step holds beside its states, at the moments when it holds most."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.status import ModelFacts
+from finetune_operator.planning.memory import layers
+from finetune_operator.planning.memory.adapters import adapter_weights, lora_of
+from finetune_operator.planning.memory.candidate import Batch, Candidate
+from finetune_operator.planning.memory.states import States
+
+TILE_TOKENS: Final = 4096
+TILE_COLUMNS: Final = 32768
+"""The output head is worked through in tiles of so many tokens and logits (TRL 1.16,
+kernels/chunked_logprob.py)."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes held at one moment of the step, beside the states."""
+
+    gradients: float
+    activations: float
+    logits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.gradients + self.activations + self.logits
+
+
+def fullest(
+    spec: FineTuneJobSpec,
+    model: ModelFacts,
+    candidate: Candidate,
+    batch: Batch,
+    held: States,
+) -> Moment:
+    """Return the moment of the step at which one GPU holds most.
+
+    Going back through the layers frees what each has saved and makes its gradients, at a steady
+    rate: most is held at the output head, in the last layer, in the first, or at the step itself.
+    """
+    step = _Step(spec, model, candidate, batch, held)
+    moments = [step.head(), step.last_layer(), step.first_layer(), Moment(held.gradients, 0.0)]
+    if held.reference or spec.method in {Method.DPO, Method.KTO}:
+        moments.append(step.reference())
+    return max(moments, key=lambda moment: moment.total)
+
+
+def forward_transient(model: ModelFacts, candidate: Candidate) -> int:
+    """Return the bytes per token that one layer holds while it runs, 8M+4H: gate, activation, up
+    and their product.
+    """
+    return candidate.width * (4 * model.intermediate_size + 2 * model.hidden_size)
+
+
+class _Step:
+    """One forward and backward pass."""
+
+    def __init__(
+        self,
+        spec: FineTuneJobSpec,
+        model: ModelFacts,
+        candidate: Candidate,
+        batch: Batch,
+        held: States,
+    ) -> None:
+        self.spec, self.model, self.candidate, self.batch = spec, model, candidate, batch
+        self.held = held
+        self.full = spec.adapter.type == "full"
+        self.layer = layers.saved(spec, model, candidate, batch) * batch.tokens + self._copies()
+        self.kept = self._kept()
+        self.saved = model.layers * self.kept
+
+    def _copies(self) -> float:
+        """Autocast's bf16 copies of one layer's float32 adapter."""
+        if self.full or self.candidate.precision == "float32" or self.spec.adapter.type == "qlora":
+            return 0.0
+        return 2 * adapter_weights(lora_of(self.spec), self.model) / self.model.layers
+
+    def _kept(self) -> float:
+        """Return what is kept of each layer until the backward pass comes to it."""
+        hidden, tokens = self.candidate.width * self.model.hidden_size, self.batch.tokens
+        if self.candidate.checkpointing == "full":
+            return float(hidden * tokens)
+        if self.candidate.checkpointing == "selective":
+            # The output of attention, and its logarithmic sums.
+            attention = self.candidate.width * self.model.heads * self.model.head_dim
+            return float((hidden + attention + 4 * self.model.heads) * tokens)
+        return self.layer
+
+    def _tail(self) -> float:
+        """Return what is saved outside of the layers: the last norm, and hidden states, 6H or 8H.
+
+        A frozen embedding needs no gradient, so that the first layer's first norm saves nothing.
+        """
+        norm = 4 if self.candidate.precision == "bf16" or self.full else 2
+        factor = norm + (4 if self.full else 2)
+        if not self.full and self.candidate.checkpointing == "none":
+            factor -= 4
+        return float(factor * self.model.hidden_size + 160) * self.batch.tokens
+
+    def head(self) -> Moment:
+        """At the output head, when nothing has been freed."""
+        gradients = self.held.kept_gradients
+        return Moment(gradients, self.saved + self._tail(), self._logits())
+
+    def last_layer(self) -> Moment:
+        """In the backward pass of the last layer."""
+        gradients = max(self.held.kept_gradients, self._head_gradient(2))
+        return Moment(gradients, self.saved + self._working())
+
+    def first_layer(self) -> Moment:
+        """In the backward pass of the first layer."""
+        return Moment(self.held.gradients, self.kept + self._working())
+
+    def reference(self) -> Moment:
+        """While the reference model runs: the policy has run before."""
+        running = forward_transient(self.model, self.candidate) * self.batch.tokens
+        activations = self.saved + self._tail() + running
+        return Moment(self.held.kept_gradients, activations)
+
+    def _working(self) -> float:
+        """Return what the backward pass of one layer holds: 4M+2.5H for the gradients, and, with
+        checkpointing, what it computes again.
+        """
+        gradients = 4 * self.model.intermediate_size + 2.5 * self.model.hidden_size
+        again = 0.0 if self.candidate.checkpointing == "none" else self.layer
+        return again + self.candidate.width / 2 * gradients * self.batch.tokens
+
+    def _logits(self) -> float:
+        """Return what output head and loss hold at most."""
+        tokens, vocabulary = self.batch.tokens, self.model.vocabulary
+        hidden = self.model.hidden_size
+        # The backward pass of the last norm, in float32.
+        norm = 18.0 * hidden * tokens
+        if self.spec.method is Method.REWARD:
+            return norm
+        if self.spec.method is Method.ORPO:
+            # Logits in bf16 and float32, their logarithmic softmax and its gradient, once for the
+            # likelihood of the chosen and once for the odds of both.
+            return 18.0 * tokens * vocabulary + self._head_gradient(2)
+        rows = min(tokens, TILE_TOKENS)
+        if self.candidate.gpus == 0:
+            # Without Triton each tile goes through about seven copies in float32.
+            tile = rows * (4.0 * TILE_COLUMNS + 29 * min(vocabulary, TILE_COLUMNS))
+        else:
+            tile = 2.0 * rows * TILE_COLUMNS
+        # The gradient of the hidden states in float32 and bf16, that of the weights in float32.
+        return max(norm, tile + 6.0 * hidden * tokens + self._head_gradient(4))
+
+    def _head_gradient(self, width: int) -> float:
+        """Return the gradient of the output head, where it is trained."""
+        trains = self.full and self.spec.method is not Method.REWARD
+        return float(width * self.model.vocabulary * self.model.hidden_size) if trains else 0.0

@@ -1,0 +1,117 @@
+"""What autograd saves of one decoder layer, in bytes per token.
+
+H is the width of the residual stream, Q and K those of queries and of keys, M that of the
+feed-forward block, r the rank. Each form was read off the tensors that PyTorch saves (Transformers
+5.19, PEFT 0.21, SDPA attention in bf16); tests/unit/operator/test_memory_traced.py reads them again.
+"""
+
+from typing import Final
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import ModelFacts
+from finetune_operator.planning.memory.adapters import adapted, lora_of
+from finetune_operator.planning.memory.candidate import Batch, Candidate
+
+_EXPERTS: Final = {"mixtral": 2, "qwen2_moe": 2}
+"""Feed-forward blocks of intermediate_size that a token passes through, where it is not one."""
+
+_NORMED: Final = {"qwen3", "qwen3_moe", "gemma3_text"}
+"""Families that norm queries and keys."""
+
+_WIDE_NORM: Final = {"gemma", "gemma2", "gemma3_text"}
+"""Families whose norms scale in float32."""
+
+_FOUR_NORMS: Final = {"gemma2", "gemma3_text"}
+
+
+def saved(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch: Batch) -> float:
+    """Return the bytes per token that one layer saves for its backward pass."""
+    sizes = _Sizes(model)
+    if candidate.precision == "float32":
+        bytes_saved = _float32(spec, sizes)
+    elif candidate.compile:
+        bytes_saved = _compiled(sizes) + _compiled_family(model, sizes)
+    else:
+        bytes_saved = _eager(spec, sizes) + _family(spec, model, sizes)
+    bytes_saved += 4 * model.heads + 8
+    if spec.adapter.type != "full":
+        bytes_saved += _adapter(spec, model, candidate)
+    return float(bytes_saved + (_mask(sizes, candidate, batch) if batch.masked else 0))
+
+
+class _Sizes:
+    """The widths of one layer."""
+
+    def __init__(self, model: ModelFacts) -> None:
+        self.hidden = model.hidden_size
+        self.query = model.heads * model.head_dim
+        self.key = model.kv_heads * model.head_dim
+        self.inner = model.intermediate_size * _EXPERTS.get(model.model_type, 1)
+
+
+def _eager(spec: FineTuneJobSpec, sizes: _Sizes) -> int:
+    """12H+4Q+4K+8M; where weights are trained, 4H more for the two norms' own gradients."""
+    norms = 16 if spec.adapter.type == "full" else 12
+    return norms * sizes.hidden + 4 * sizes.query + 4 * sizes.key + 8 * sizes.inner
+
+
+def _compiled(sizes: _Sizes) -> int:
+    """8H+4Q+4K+6M: the compiler computes norms, rotations and the gate's activation again."""
+    return 8 * sizes.hidden + 4 * sizes.query + 4 * sizes.key + 6 * sizes.inner
+
+
+def _float32(spec: FineTuneJobSpec, sizes: _Sizes) -> int:
+    """16H+8Q+8K+16M, or 24H where weights are trained: there is nothing to convert."""
+    norms = 24 if spec.adapter.type == "full" else 16
+    return norms * sizes.hidden + 8 * sizes.query + 8 * sizes.key + 16 * sizes.inner
+
+
+def _family(spec: FineTuneJobSpec, model: ModelFacts, sizes: _Sizes) -> int:
+    """Return what a family's layers save beyond a Llama's."""
+    full, family, more = spec.adapter.type == "full", model.model_type, 0
+    wide = family in _WIDE_NORM
+    if full and wide:
+        more += 4 * sizes.hidden
+    if family in _FOUR_NORMS:
+        more += (16 if full else 8) * sizes.hidden
+    if family in _NORMED:
+        each = (8 if wide else 6) if full else 4
+        more += each * (sizes.query + sizes.key) + 4 * (model.heads + model.kv_heads)
+    if family == "phi3":
+        # Queries, keys and values are views of one tensor, which is kept whole.
+        more += 4 * sizes.query + 2 * sizes.key
+    return more
+
+
+def _compiled_family(model: ModelFacts, sizes: _Sizes) -> int:
+    """Return the same for compiled layers, whether the weights are trained or not."""
+    family, more = model.model_type, 0
+    if family in _FOUR_NORMS:
+        more += 2 * sizes.hidden + 8
+    if family in _NORMED:
+        more += 2 * (sizes.query + sizes.key) + 4 * (model.heads + model.kv_heads)
+    if family == "phi3":
+        more += 2 * (sizes.query + sizes.key)
+    return more
+
+
+def _adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
+    """Return what adapters save: the output of A in bf16; dropout copies each input and a mask.
+
+    DoRA keeps two versions of each output.
+    """
+    lora = lora_of(spec)
+    pairs = adapted(lora, model)
+    more = candidate.width * lora.rank * len(pairs)
+    if lora.dropout:
+        more += (candidate.width + 1) * sum(inputs for inputs, _ in pairs)
+    if lora.dora:
+        more += 2 * candidate.width * sum(outputs for _, outputs in pairs)
+    return more
+
+
+def _mask(sizes: _Sizes, candidate: Candidate, batch: Batch) -> int:
+    """4(Q-K) plus 2 for each token of a row: with a mask SDPA is given keys and values repeated for
+    each query head, and turns the mask into numbers to add.
+    """
+    return candidate.width * (2 * (sizes.query - sizes.key) + batch.row)

@@ -1,0 +1,146 @@
+"""Trains a small random model on 2 GPUs with every strategy, and holds each against DDP.
+
+Run it on a machine with 2 GPUs, from the root of the checkout, with the trainer's packages:
+
+    PYTHONPATH=crds:trainer-image:tests python tests/gpu/distributed.py [STRATEGY ...]
+
+It ends with exit code 1 when a run fails, does not resume to the same losses, or differs from DDP.
+"""
+# ruff: noqa: T201 - what it prints is its result
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune_api.trainer import TrainerConfig
+from unit.trainer.builders import chat_rows, make_config, make_plan, save_tokenizer, write_rows
+
+GPUS = 2
+TOLERANCE = 0.02
+"""Relative difference of a loss in bf16, where sums are made in another order."""
+
+STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
+
+
+def save_model(folder: Path) -> None:
+    """Save a random Llama of 100 million weights in bf16."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    untyped: Any = LlamaForCausalLM
+    untyped(config).to(torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def job(strategy: str, adapter: str, checkpointing: str) -> TrainerConfig:
+    """Return job.json of one case."""
+    plan = make_plan(
+        gpus=GPUS,
+        gpus_per_node=GPUS,
+        strategy=strategy,
+        precision="bf16",
+        micro_batch_size=4,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=checkpointing,
+    )
+    return make_config(
+        plan,
+        dataset={"source": "pvc://data/rows.jsonl", "evalFraction": 0.1},
+        adapter={"type": adapter},
+        training={
+            "maxSteps": 20,
+            "batchSize": 8 * GPUS,
+            "learningRate": 1e-3 if adapter == "lora" else 1e-4,
+            "evalEverySteps": 10,
+            "checkpoint": {"everySteps": 5},
+        },
+        evaluation={"samplePrompts": ["What is 1 plus 1?"], "sampleMaxTokens": 8},
+        output={"claim": "out", "merged": adapter == "lora"},
+    )
+
+
+def start(root: Path, command: str, config: TrainerConfig) -> "subprocess.Popen[bytes]":
+    """Start one command of the trainer on the mounts below root."""
+    (root / "job.json").write_text(json.dumps(config.to_json()))
+    mounts = [f"--{name}={root / name}" for name in ("workspace", "output", "sources")]
+    log = [f"--termination-log={root / 'termination-log'}", f"--config={root / 'job.json'}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer.cli", command, *mounts, *log, "--port=0"]
+    )
+
+
+def losses(root: Path) -> dict[str, float]:
+    """Return training and held-out losses by kind and step."""
+    lines = (root / "workspace/metrics.jsonl").read_text().splitlines()
+    entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    keys = ("loss", "eval_loss")
+    return {f"{key}@{one['step']}": one[key] for one in entries for key in keys if key in one}
+
+
+def run_case(sources: Path, strategy: str, adapter: str, checkpointing: str) -> dict[str, float]:
+    """Prepare, train past a checkpoint, stop by SIGTERM, go on to the end; return the losses."""
+    config = job(strategy, adapter, checkpointing)
+    root = Path(tempfile.mkdtemp(prefix=f"{strategy}-{adapter}-"))
+    (root / "workspace").mkdir()
+    (root / "output").mkdir()
+    (root / "sources").symlink_to(sources)
+    assert start(root, "prepare", config).wait() == 0, "prepare failed"
+    first = start(root, "run", config)
+    while first.poll() is None and not (root / "workspace/checkpoints/checkpoint-5").exists():
+        time.sleep(0.05)
+    first.terminate()
+    assert first.wait() in {75, 0}, (root / "termination-log").read_text()
+    stopped = first.returncode == 75
+    assert not stopped or start(root, "run", config).wait() == 0, "the second run failed"
+    result = json.loads((root / "termination-log").read_text())
+    print(strategy, adapter, checkpointing, "stopped" if stopped else "not stopped", result)
+    _check_artifact(root / "output/tiny", adapter)
+    return losses(root)
+
+
+def _check_artifact(folder: Path, adapter: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / ("merged" if adapter == "lora" else "."))
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def main() -> int:
+    """Run all cases; return the exit code."""
+    sources = Path(tempfile.mkdtemp()) / "sources"
+    save_model(sources / "pvc/models/tiny")
+    write_rows(sources / "pvc/data/rows.jsonl", chat_rows(400))
+    chosen = sys.argv[1:] or STRATEGIES
+    differs = False
+    for adapter, checkpointing in (("lora", "none"), ("full", "full")):
+        reference = run_case(sources, "ddp", adapter, checkpointing)
+        for strategy in chosen:
+            if strategy == "ddp":
+                continue
+            found = run_case(sources, strategy, adapter, checkpointing)
+            for name, loss in reference.items():
+                print(f"{adapter:5} {strategy:6} {name:13} {loss:.4f} (ddp) {found[name]:.4f}")
+                differs |= abs(found[name] / loss - 1) > TOLERANCE
+    print("differs" if differs else "all are as ddp")
+    return int(differs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

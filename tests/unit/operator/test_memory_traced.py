@@ -1,0 +1,275 @@
+"""The memory model against the tensors that the trainer's own loop holds, on small random models.
+
+The loop runs on the CPU as on a GPU: in bf16, with the output head's tiles in place as its Triton
+kernels have them.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.trainer_utils import SaveStrategy
+from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
+
+from finetune_api.spec import Method
+from finetune_api.status import DatasetFacts, Preparation
+from finetune_api.trainer import TrainerConfig
+from finetune_operator.planning.architecture import facts_of_config
+from finetune_operator.planning.memory import Candidate, activations
+from finetune_operator.planning.memory.estimate import held
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.device import Device
+from finetune_trainer.methods import module_of
+from finetune_trainer.methods.setup import Setup
+from finetune_trainer.paths import Paths
+from unit.trainer.builders import make_config, make_plan, save_tokenizer
+
+COLUMNS = 1024
+"""Narrow tiles, which leave room for the layers to matter."""
+
+SHAPE = {
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+class Tracker(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.sizes:
+            self.sizes[id(storage)] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.drop, id(storage))
+
+    def drop(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.add(leaf)
+        return out
+
+
+class NoGuard:
+    """A guard that finds nothing."""
+
+    def check_gradient(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def take_skipped(self) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is traced."""
+
+    method: str = "sft"
+    adapter: str = "lora"
+    checkpointing: Any = "none"
+    micro_batch: int = 2
+    accumulation: int = 1
+    length: int = 256
+    family: str = "llama"
+    equal: bool = True
+    """Whether all rows are equally long."""
+    lora: Any = None
+
+    @property
+    def config(self) -> TrainerConfig:
+        adapter: dict[str, Any] = {"type": self.adapter}
+        if self.lora:
+            adapter["lora"] = self.lora
+        batch = self.micro_batch * self.accumulation
+        return make_config(
+            make_plan(
+                micro_batch_size=self.micro_batch,
+                gradient_accumulation_steps=self.accumulation,
+                max_length=self.length,
+                gradient_checkpointing=self.checkpointing,
+                precision="bf16",
+            ),
+            method=self.method,
+            adapter=adapter,
+            training={"maxSteps": 2, "batchSize": batch, "precision": "bf16"},
+        )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded.pad_token = loaded.eos_token
+    return loaded
+
+
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the output head fill its tiles in place; what is in them does not matter."""
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    monkeypatch.setattr(chunked_logprob, "_forward_tile", nothing)
+    monkeypatch.setattr(chunked_logprob, "_backward_tile", nothing)
+    monkeypatch.setattr(chunked_logprob, "_addmm_fp32", nothing)
+    monkeypatch.setattr(trl_utils, "_use_triton", lambda _: True)
+    monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", COLUMNS)
+    monkeypatch.setattr(activations, "TILE_COLUMNS", COLUMNS)
+    yield
+    torch.manual_seed(0)
+
+
+def rows(case: Case) -> Dataset:
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(4, 260, (count,), generator=draw).tolist()
+
+    def row(index: int) -> dict[str, Any]:
+        whole = case.length
+        length = whole if case.equal or index % 2 else whole // 2
+        if case.method == "sft":
+            return {"input_ids": (tokens := ids(length)), "labels": tokens}
+        prompt = {"prompt_ids": ids(8)}
+        if case.method == "kto":
+            return prompt | {"completion_ids": ids(length - 8), "label": index % 2 == 0}
+        return prompt | {"chosen_ids": ids(length - 8), "rejected_ids": ids(whole - 8)}
+
+    count = 2 * case.micro_batch * case.accumulation
+    return Dataset.from_list([row(index) for index in range(count)])
+
+
+def trace(case: Case, tokenizer: Any, folder: Path) -> tuple[int, int]:
+    """Return the bytes of states before, and those of all tensors at most, of the second step."""
+    config = case.config
+    assert config.plan is not None
+    reward = config.spec.method is Method.REWARD
+    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    shape = CONFIG_MAPPING[case.family](**SHAPE, **({"num_labels": 1} if reward else {}))
+    auto.from_config(shape, dtype=torch.bfloat16).save_pretrained(folder / "model")
+    setup = Setup(
+        config=config,
+        plan=config.plan,
+        device=Device(cuda=False, dtype=torch.bfloat16),
+        paths=Paths(folder / "workspace", folder / "output", folder / "sources"),
+        model=auto.from_pretrained(folder / "model", dtype=torch.bfloat16),
+        tokenizer=tokenizer,
+        train=rows(case),
+        held_out=None,
+        longest=case.length,
+    )
+    trainer = setup.finish(module_of(config.spec.method).build(setup))
+    trainer.guard, trainer.checkpoints = NoGuard(), Checkpoints(folder / "checkpoints", 1)
+    trainer.args.save_strategy = SaveStrategy.NO
+    tracker, before = Tracker(), []
+    reference = getattr(trainer, "ref_model", None)
+    for model in [trainer.model, *([reference] if reference else [])]:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tracker.add(tensor.data)
+    step = trainer.training_step
+
+    def training_step(*arguments: Any, **options: Any) -> Any:
+        before.append(tracker.now)
+        tracker.peak = tracker.now
+        return step(*arguments, **options)
+
+    trainer.training_step = training_step
+    with tracker:
+        trainer.train()
+        peak = tracker.peak
+    return before[case.accumulation], peak
+
+
+def parts(case: Case) -> dict[str, float]:
+    facts = facts_of_config(CONFIG_MAPPING[case.family](**SHAPE).to_dict())
+    mean = case.length if case.equal else 0.75 * case.length
+    dataset = DatasetFacts(
+        format="pretokenized",
+        rows=8,
+        eval_rows=0,
+        tokens=round(8 * mean),
+        max_tokens=case.length,
+        mean_tokens=mean,
+        p95_tokens=case.length,
+    )
+    checkpointing = case.checkpointing
+    candidate = Candidate(1, "single", case.micro_batch, case.length, checkpointing, "bf16")
+    return held(case.config.spec, Preparation(model=facts, dataset=dataset), candidate)
+
+
+CASES = {
+    "lora": Case(),
+    "lora of some layers": Case(lora={"rank": 32, "targetModules": ["q_proj", "v_proj"]}),
+    "full": Case(adapter="full"),
+    "full with accumulation": Case(adapter="full", accumulation=2),
+    "lora, checkpointing": Case(checkpointing="full", length=512),
+    "lora, selective": Case(checkpointing="selective", length=512),
+    "full, checkpointing": Case(adapter="full", checkpointing="full", length=512),
+    "full, one long row": Case(adapter="full", micro_batch=1, length=1024),
+    "rows of many lengths": Case(equal=False),
+    "dpo": Case("dpo", micro_batch=1),
+    "dpo full": Case("dpo", "full", micro_batch=1),
+    "kto": Case("kto"),
+    "kto full": Case("kto", "full"),
+    "orpo": Case("orpo", micro_batch=1),
+    "orpo full": Case("orpo", "full", micro_batch=1),
+    "reward": Case("reward", micro_batch=1),
+    "reward full": Case("reward", "full", micro_batch=1),
+    "qwen3": Case(family="qwen3"),
+    "qwen3 full": Case(adapter="full", family="qwen3"),
+    "gemma3": Case(family="gemma3_text"),
+    "gemma3 full": Case(adapter="full", family="gemma3_text"),
+    "phi3": Case(family="phi3"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("in_place")
+def test_the_closed_form_is_within_two_percent_of_a_trace(
+    name: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    before, peak = trace(case, tokenizer, tmp_path)
+    planned = parts(case)
+    kept = ("weights", "adapter", "optimizer", "reference")
+    print(name, "states", sum(planned[p] for p in kept)/before, "peak", sum(planned.values())/peak, peak, {k:v for k,v in planned.items() if v})
+    assert sum(planned[part] for part in kept) == pytest.approx(before, rel=0.02)
+    assert sum(planned.values()) == pytest.approx(peak, rel=0.02)

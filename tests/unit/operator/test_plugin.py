@@ -1,0 +1,324 @@
+"""kubectl finetune plan, validate and recommend, as a user runs them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.spec import DatasetFormat, Method
+from finetune_operator.plugin.columns import format_of
+from finetune_operator.plugin.rules import problems
+from finetune_trainer.data.formats import recognise
+from unit.operator.plugin_process import EXAMPLES, Plugin, Run, manifest_of
+
+SFT = EXAMPLES / "sft.yaml"
+CASES = Path(__file__).parents[2] / "integration/manifests"
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plugin:
+    return Plugin(monkeypatch, capsys)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows to a JSON Lines file."""
+
+    def write(*rows: dict[str, Any]) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def _error(run: Run) -> str:
+    """Return the one sentence of a command that could not do what it should."""
+    assert (run.code, run.output) == (2, "")
+    assert run.errors.startswith("error: ")
+    assert run.errors.count("\n") == 1
+    return run.errors
+
+
+def test_a_plan_says_what_and_why_and_what_it_rests_on(plugin: Plugin) -> None:
+    run = plugin("plan", "-f", SFT)
+    assert run.code == 0
+    for words in ("support-sft", "1 x 80 GiB GPU, lora", "weights 15", "Why", "GPUs 1: the fewest"):
+        assert words in run.output
+    assert "8.19B weights in 36 layers of width 4096, as Qwen/Qwen3-8B in the catalogue" in (
+        run.output
+    )
+    assert "assumed in part: give --data, or --rows and --tokens" in run.output
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_a_plan_for_programs(plugin: Plugin, form: str, read: Callable[[str], Any]) -> None:
+    document = read(plugin("plan", "-f", SFT, "-o", form).output)
+    assert document["plan"]["gpus"] == 1
+    assert document["preparation"]["model"]["parameters"] == 8_190_735_360
+
+
+def test_what_if_compares(plugin: Plugin) -> None:
+    run = plugin(
+        "plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "gpu=T4,adapter=full,count=1"
+    )
+    assert run.code == 0
+    assert "1 x NVIDIA-L4" in run.output
+    assert "does not fit" in run.output
+    assert "With gpu=T4,adapter=full,count=1: sft with adapter type full needs" in run.output
+
+
+def test_what_if_takes_any_field(plugin: Plugin) -> None:
+    run = plugin("plan", "-f", SFT, "-o", "json", "--what-if", "training.maxLength=512")
+    plans = [each["plan"]["maxLength"] for each in json.loads(run.output)]
+    assert plans == [2048, 512]
+
+
+def test_a_job_that_does_not_fit_has_exit_code_1(plugin: Plugin, tmp_path: Path) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    job["spec"]["resources"] = {"gpu": {"count": 1, "memory": "8Gi"}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run = plugin("plan", "-f", tmp_path / "job.yaml")
+    assert run.code == 1
+    assert "needs about" in run.output
+
+
+def test_a_plan_from_a_config_and_a_data_file(
+    plugin: Plugin, tmp_path: Path, data: Callable[..., Path]
+) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows = data({"text": "x" * 300}, {"text": "y" * 900})
+    run = plugin("plan", "-f", SFT, "-o", "json", "--config", tmp_path, "--data", rows)
+    preparation = json.loads(run.output)["preparation"]
+    assert preparation["model"]["parameters"] == 134_515_008
+    assert (preparation["dataset"]["rows"], preparation["dataset"]["maxTokens"]) == (2, 300)
+    assert preparation["dataset"]["format"] == "completion"
+
+
+def test_a_size_is_enough_for_a_plan(plugin: Plugin) -> None:
+    run = plugin("plan", "-f", SFT, "--parameters", "70B", "--tokens", 1024, "--rows", 5)
+    assert "70B weights" in run.output
+    assert "5 rows, the longest of 1,024 tokens, as given" in run.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-f", "nowhere.yaml"], "nowhere.yaml cannot be read: No such file or directory"),
+        (["-f", EXAMPLES / "chain.yaml"], "choose one with --name"),
+        (["-f", EXAMPLES / "chain.yaml", "--name", "x"], "correct --name"),
+        (["-f", SFT, "--what-if", "gpu=H9000"], "GPU H9000 is not known, expected one of T4"),
+        (["-f", SFT, "--what-if", "L4"], "'L4' is no change: expected KEY=VALUE"),
+        (["-f", SFT, "--what-if", "training.rank=8"], "spec.training.rank: unknown field"),
+        (["-f", SFT, "--what-if", "method.x=8"], "method.x cannot be set: method is 'sft'"),
+        (["-f", SFT, "--parameters", "8"], "'8' is not a number of weights"),
+        (["-f", SFT, "--config", "nowhere"], "--config nowhere cannot be read"),
+        (["-f", SFT, "--data", "nowhere"], "nowhere cannot be read"),
+        (["-f", EXAMPLES / "chain.yaml", "--name", "chain-dpo"], "is not in the catalogue"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(
+    plugin: Plugin, arguments: list[object], words: str
+) -> None:
+    assert words in _error(plugin("plan", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "is not YAML"),
+        ("", "holds nothing, expected an object of kind FineTuneJob"),
+        ("kind: Pod", "holds Pod, expected an object of kind FineTuneJob"),
+        ("kind: FineTuneJob\napiVersion: v2", "is v2, expected finetune.dev/v1alpha1"),
+    ],
+)
+def test_what_is_no_job_is_one_sentence(
+    plugin: Plugin, tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    assert words in _error(plugin("plan", "-f", tmp_path / "job.yaml"))
+
+
+def _server_cases(file_name: str) -> list[Any]:
+    """Return what integration tests show to a real API server."""
+    cases = yaml.safe_load((CASES / file_name).read_text())
+    return [pytest.param(case, id=case["case"]) for case in cases]
+
+
+@pytest.mark.parametrize("case", _server_cases("accepted.yaml"))
+def test_what_the_api_server_accepts_is_valid(case: dict[str, Any]) -> None:
+    assert problems(manifest_of(case)) == []
+
+
+@pytest.mark.parametrize("case", _server_cases("refused.yaml"))
+def test_what_the_api_server_refuses_is_refused_for_the_same_field(case: dict[str, Any]) -> None:
+    fields = [problem.partition(": ")[0] for problem in problems(manifest_of(case))]
+    expected = case.get("field") or case["says"].split('"')[1]
+    # The API server points to the second of two that may not be the same.
+    assert expected.removesuffix("[1]") in fields
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_valid(plugin: Plugin, path: Path) -> None:
+    run = plugin("validate", "-f", path)
+    assert run.code == 0
+    assert set(run.output.splitlines()) == {
+        f"{job['metadata']['name']}: is valid"
+        for job in yaml.safe_load_all(path.read_text())
+        if job["kind"] == "FineTuneJob"
+    }
+
+
+def test_all_that_is_wrong_is_said(plugin: Plugin, tmp_path: Path) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    job["spec"] |= {"methd": "dpo", "training": {"batch_size": 4, "microBatchSize": 0}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run = plugin("validate", "-f", tmp_path / "job.yaml")
+    assert run.code == 2
+    assert run.output.splitlines() == [
+        (
+            "support-sft: spec.training.microBatchSize: found 0, expected auto or a whole number"
+            " greater than or equal to 1"
+        ),
+        "support-sft: spec.training.batch_size: unknown field; did you mean batchSize?",
+        "support-sft: spec.methd: unknown field; did you mean method?",
+    ]
+
+
+def _recommended(plugin: Plugin, *arguments: object) -> tuple[dict[str, Any], str]:
+    """Return the job that is recommended, and what was said before."""
+    run = plugin("recommend", "--model", "hf://Qwen/Qwen3-8B", *arguments)
+    assert run.code == 0, run.errors
+    words, _, job = run.output.partition("apiVersion")
+    return yaml.safe_load(f"apiVersion{job}"), words
+
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "method"),
+    [
+        (CHAT, [], "sft"),
+        ({"text": "a"}, [], "sft"),
+        ({"instruction": "a", "output": "b"}, [], "sft"),
+        (PAIR, [], "dpo"),
+        (PAIR, ["--reward-model"], "reward"),
+        ({"prompt": "a", "completion": "b", "label": True}, [], "kto"),
+        ({"prompt": "a"}, ["--reward", "length"], "grpo"),
+        ({"question": "a", "answer": "b"}, ["--reward", "accuracy"], "grpo"),
+    ],
+)
+def test_the_columns_and_the_reward_decide_the_method(
+    plugin: Plugin, data: Callable[..., Path], row: dict[str, Any], flags: list[str], method: str
+) -> None:
+    job, _ = _recommended(plugin, "--data", data(row), *flags)
+    assert job["spec"]["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("have", "method"), [("examples", "sft"), ("pairs", "dpo"), ("labels", "kto")]
+)
+def test_without_a_file_what_one_has_decides(plugin: Plugin, have: str, method: str) -> None:
+    job, words = _recommended(plugin, "--have", have, "--source", "hf://acme/rows")
+    assert job["spec"]["method"] == method
+    assert job["spec"]["dataset"] == {"source": "hf://acme/rows"}
+    assert "Put the data" not in words
+
+
+def test_rewards_that_compare_find_their_reference(
+    plugin: Plugin, data: Callable[..., Path]
+) -> None:
+    rows = data({"instruction": "1 + 1", "output": "2"})
+    job, words = _recommended(plugin, "--data", rows, "--reward", "exact-match", "--name", "sums")
+    assert job["spec"]["dataset"] == {
+        "source": "configmap://sums-data/rows.jsonl",
+        "columns": {"instruction": "prompt", "output": "answer"},
+    }
+    assert f"kubectl create configmap sums-data --from-file={rows}" in words
+
+
+def test_lora_unless_only_qlora_fits(plugin: Plugin) -> None:
+    roomy, _ = _recommended(plugin, "--have", "examples", "--gpu", "H100", "--gpus", 1)
+    tight, words = _recommended(plugin, "--have", "examples", "--gpu", "T4", "--gpus", 1)
+    assert roomy["spec"]["adapter"] == {"type": "lora"}
+    assert tight["spec"]["adapter"] == {"type": "qlora"}
+    assert tight["spec"]["resources"]["gpu"] == {"product": "Tesla-T4", "memory": "15360Mi"}
+    assert "Adapter qlora: with a base in bf16 it would not fit on T4" in words
+
+
+def test_the_job_that_is_written_is_valid(plugin: Plugin, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    arguments = ["--have", "pairs", "--model", "hf://Qwen/Qwen3-8B", "--gpu", "L4"]
+    run = plugin("recommend", *arguments, "--output", file)
+    assert f"{file} is written: kubectl apply -f {file}" in run.output
+    assert file.read_text().startswith("# Method dpo: pairs show")
+    assert plugin("validate", "-f", file).output == "my-job: is valid\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--have", "prompts"], "prompts alone are nothing to learn from: give --reward"),
+        (["--have", "examples", "--reward-model"], "a reward model needs pairs"),
+        (["--have", "examples", "--name", "My_Job"], "metadata.name is My_Job"),
+        (["--have", "prompts", "--reward", "nice"], 'spec.rewards[0].builtin: found "nice"'),
+        (["--have", "pairs", "--parameters", "405B"], "fits 8 x H200 with no adapter"),
+    ],
+)
+def test_what_cannot_be_recommended_is_one_sentence(
+    plugin: Plugin, arguments: list[str], words: str
+) -> None:
+    run = plugin("recommend", "--model", "hf://Qwen/Qwen3-8B", *arguments)
+    assert words in _error(run)
+
+
+def test_columns_that_no_method_knows_are_named(plugin: Plugin, data: Callable[..., Path]) -> None:
+    run = plugin("recommend", "--model", "hf://Qwen/Qwen3-8B", "--data", data({"a": 1, "b": 2}))
+    assert "has the columns a, b, which are no known format" in _error(run)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages"},
+        {"conversations", "system"},
+        {"prompt", "completion"},
+        {"prompt", "completion", "label"},
+        {"prompt", "chosen", "rejected"},
+        {"chosen", "rejected"},
+        {"instruction", "input", "output"},
+        {"instruction", "context", "response"},
+        {"system_prompt", "question", "response"},
+        {"question", "answer"},
+        {"article", "summary"},
+        {"problem", "solution"},
+        {"text", "meta"},
+        {"input_ids", "labels"},
+        {"prompt"},
+    ],
+    ids=lambda columns: "-".join(sorted(columns)),
+)
+def test_columns_are_recognised_as_in_the_cluster(columns: set[str]) -> None:
+    found = format_of(columns)
+    assert found is not None
+    fitting = {
+        DatasetFormat.PREFERENCE: Method.DPO,
+        DatasetFormat.UNPAIRED_PREFERENCE: Method.KTO,
+        DatasetFormat.PROMPT: Method.GRPO,
+    }.get(found, Method.SFT)
+    assert recognise(columns, DatasetFormat.AUTO, fitting, "hf://a/b").format == found
