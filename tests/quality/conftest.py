@@ -1,6 +1,5 @@
 """Jobs of a real small model, run by the trainer's own command, and the table of their gains."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -67,16 +66,9 @@ class Job:
     config: TrainerConfig
     result: Result
     seconds: float
+    questions: list[data.Question]
+    """The held-out ones."""
     gains: list[Gain]
-
-    @property
-    def questions(self) -> list[data.Question]:
-        """The held-out questions."""
-        rows = (self.site.paths.sources / "pvc/data/demonstrations/test.jsonl").read_text()
-        return [
-            data.Question(row["prompt"][0]["content"], row["completion"][0]["content"])
-            for row in map(json.loads, rows.splitlines())
-        ]
 
     def gain(self, metric: str, before: float | None = None, after: float | None = None) -> Gain:
         """Put a metric of the result, or one that the test has measured, into the table."""
@@ -98,6 +90,8 @@ class Quality:
     """Runs jobs of the real model."""
 
     site: Site
+    questions: list[data.Question]
+    """The held-out ones."""
     gains: list[Gain]
 
     def train(self, method: str, kind: str, training: dict[str, Any], **spec: Any) -> Job:
@@ -124,7 +118,8 @@ class Quality:
         self._run("prepare", config)
         started = time.monotonic()
         result = self._run("run", config)
-        return Job(self.site, config, result, time.monotonic() - started, self.gains)
+        seconds = time.monotonic() - started
+        return Job(self.site, config, result, seconds, self.questions, self.gains)
 
     def write_config_map(self, name: str, key: str, text: str) -> None:
         """Put a file where preparation finds the ConfigMap's."""
@@ -159,7 +154,8 @@ def quality(
         folder.mkdir()
     site.model.parent.mkdir(parents=True)
     site.model.symlink_to(sources.model)
-    data.write(site.paths.sources / "pvc/data", data.read_questions(sources.data))
-    yield Quality(site, request.config.stash[RESULTS])
+    questions = data.read_questions(sources.data)
+    data.write(site.paths.sources / "pvc/data", questions)
+    yield Quality(site, questions[: data.HELD_OUT], request.config.stash[RESULTS])
     # Half a gigabyte each.
     shutil.rmtree(site.paths.workspace)

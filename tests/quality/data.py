@@ -2,14 +2,15 @@
 
     PYTHONPATH=tests python -m quality.data FOLDER [QUESTIONS]
 
-writes FOLDER/NAME/{train,test}.jsonl for every method's kind of rows. The taste that they teach is
-one: a docstring by itself is a good answer, the same docstring after some chatter is not.
+writes FOLDER/NAME/{train,test}.jsonl for every method's kind of rows. Preferences teach a taste: a
+docstring by itself is a good answer, the same docstring after some chatter is not. Matches teach
+which docstring answers the question.
 """
 
 import json
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ _OPENINGS = (
     "Let me explain this step by step. ",
     "As you may know, Python comes with {call}. ",
 )
-"""No endings: a new reward model reads the last token, and would tell those apart at once."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Question:
 
     text: str
     docstring: str
+    other: str
+    """The docstring of another function."""
 
     @property
     def call(self) -> str:
@@ -68,11 +70,23 @@ def demonstration(question: Question) -> Row:
 
 
 def preference(question: Question) -> Row:
-    """Return a row for dpo, orpo and reward."""
+    """Return a row for dpo and orpo."""
     return {
         "prompt": _user(question),
         "chosen": _assistant(question.docstring),
         "rejected": _assistant(question.chatter),
+    }
+
+
+def match(question: Question) -> Row:
+    """Return a row for reward.
+
+    Every docstring is chosen once and rejected once: what looks at answers alone stays at chance.
+    """
+    return {
+        "prompt": _user(question),
+        "chosen": _assistant(question.docstring),
+        "rejected": _assistant(question.other),
     }
 
 
@@ -91,6 +105,7 @@ def prompt(question: Question) -> Row:
 KINDS: dict[str, Callable[[Question], Row]] = {
     "demonstrations": demonstration,
     "preferences": preference,
+    "matches": match,
     "judgements": judgement,
     "prompts": prompt,
 }
@@ -99,10 +114,16 @@ KINDS: dict[str, Callable[[Question], Row]] = {
 def read_questions(docstrings: Path) -> list[Question]:
     """Return the questions of the demo's data that have a short answer."""
     rows = [json.loads(line) for line in docstrings.read_text().splitlines()]
-    questions = [
-        Question(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows
-    ]
-    return [question for question in questions if len(question.docstring) <= _LONGEST_ANSWER]
+    known = [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
+    short = [(text, answer) for text, answer in known if len(answer) <= _LONGEST_ANSWER]
+    held_out, training = short[:HELD_OUT], short[HELD_OUT:]
+    return [*_questions(held_out), *_questions(training)]
+
+
+def _questions(answers: list[tuple[str, str]]) -> Iterator[Question]:
+    others = [*answers[1:], answers[0]]
+    for (text, docstring), (_, other) in zip(answers, others, strict=True):
+        yield Question(text, docstring, other)
 
 
 def write(folder: Path, questions: list[Question]) -> None:

@@ -53,7 +53,7 @@ def _tokens(tokenizer: Any, question: str, answer: str) -> tuple[torch.Tensor, i
 
 
 def scored(base: Path, artifact: Path, questions: Sequence[Question]) -> float:
-    """Return how often a reward model scores the docstring higher than the chatter."""
+    """Return how often a reward model scores the right docstring higher than the other."""
     tokenizer = AutoTokenizer.from_pretrained(artifact)
     loaded = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=1, dtype=torch.float32
@@ -64,7 +64,7 @@ def scored(base: Path, artifact: Path, questions: Sequence[Question]) -> float:
         for question in questions:
             good, bad = (
                 float(model(_tokens(tokenizer, question.text, answer)[0]).logits)
-                for answer in (question.docstring, question.chatter)
+                for answer in (question.docstring, question.other)
             )
             wins.append(good > bad)
     return sum(wins) / len(wins)

@@ -21,6 +21,9 @@ from finetune_trainer.termination import Terminated, Termination
 
 log = logging.getLogger(__name__)
 
+_KILLED = 128
+"""Exit codes above are those of processes that a signal ended."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (finetune_api.failures)."""
@@ -37,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = config.plan
     if options.command == "run" and plan is not None and launcher.needs_launch(plan):
         environment.set_up(plan.cpu, plan.gpus_per_node)
-        return launcher.launch(plan, arguments)
+        code = launcher.launch(plan, arguments)
+        if code > _KILLED:
+            # It could not say so, and what the others said follows from it.
+            options.termination_log.write_text("")
+        return code
     environment.set_up(plan.cpu if plan else None)
     if options.command == "run":
         environment.go_offline()

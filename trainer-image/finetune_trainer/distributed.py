@@ -144,8 +144,6 @@ def loading(plan: Plan, spec: FineTuneJobSpec, device: Device) -> Iterator[None]
     """Within, from_pretrained reads the weights in one process per pod and spreads them at once."""
     kept = None
     if plan.strategy == "fsdp":
-        # What `accelerate launch` sets; Transformers reads both.
-        os.environ["ACCELERATE_USE_FSDP"] = "true"
         enable_fsdp_ram_efficient_loading()
     if plan.strategy == "zero3":
         from transformers.integrations.deepspeed import HfDeepSpeedConfig

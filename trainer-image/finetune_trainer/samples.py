@@ -16,6 +16,8 @@ def answer(model: Any, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluatio
     reduced = model.dtype is torch.bfloat16
     with (
         torch.no_grad(),
+        # Layers compiled for training would be compiled anew for each layer's cache.
+        torch.compiler.set_stance("force_eager"),
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=reduced),
     ):
         return [

@@ -1,7 +1,7 @@
 """From what is asked for and what was measured to a plan; pure, no I/O."""
 
 from finetune_operator.planning.adapt import smaller_plan
-from finetune_operator.planning.candidates import Inventory, PlanInfeasibleError
+from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.planner import make_plan
 
 __all__ = ["Inventory", "PlanInfeasibleError", "make_plan", "smaller_plan"]

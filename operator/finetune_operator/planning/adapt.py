@@ -5,13 +5,10 @@ from typing import Any, Final
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
-from finetune_operator.planning.candidates import (
-    Inventory,
-    PlanInfeasibleError,
-    smallest_micro_batch,
-)
+from finetune_operator.planning.candidates import smallest_micro_batch
+from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, gpu_memory
 from finetune_operator.planning.memory import Candidate, Checkpointing, estimate
-from finetune_operator.planning.planner import first_that_fits, gpu_memory
+from finetune_operator.planning.planner import first_that_fits
 from finetune_operator.planning.quantity import from_gib, to_gib
 from finetune_operator.planning.reasons import gpu_name, summarized
 
@@ -96,6 +93,7 @@ def _changed(
         max_length=changed.max_length,
         checkpointing=changed.gradient_checkpointing,
         precision=changed.precision,
+        compile=changed.compile,
     )
-    changed = changed.model_copy(update={"memory": estimate(spec, preparation.model, candidate)})
+    changed = changed.model_copy(update={"memory": estimate(spec, preparation, candidate)})
     return summarized(changed, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))

@@ -1,40 +1,39 @@
 """The plan: the fewest GPUs that fit, the largest micro-batch that fits, and why."""
 
-import math
-from typing import Final
-
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory, Plan, Preparation
+from finetune_operator.planning.alternatives import ways_out
 from finetune_operator.planning.candidates import (
-    Inventory,
-    PlanInfeasibleError,
-    candidates,
     counts,
     longest_sequence,
     micro_batches,
     nodes_of,
     precision,
+    steps,
+)
+from finetune_operator.planning.inventory import (
+    Inventory,
+    PlanInfeasibleError,
+    check_product,
+    gpu_memory,
 )
 from finetune_operator.planning.memory import Candidate, estimate
-from finetune_operator.planning.quantity import from_gib, to_gib
+from finetune_operator.planning.quantity import from_gib
 from finetune_operator.planning.reasons import (
-    USABLE,
     gpu_name,
     summarized,
     why,
     why_host_memory,
     why_not,
 )
-
-_COMPILE_FROM_STEPS: Final = 100
-"""Compiling the layers costs 7 to 20 seconds once and gains about a tenth of each step."""
+from finetune_operator.planning.search import search
 
 
 def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Inventory) -> Plan:
     """Return the plan for a prepared job; PlanInfeasibleError when there is none."""
-    length = longest_sequence(spec, preparation)
     if spec.resources.gpu.count == 0:
-        return _cpu_plan(spec, preparation, length)
+        return _cpu_plan(spec, preparation, longest_sequence(spec, preparation))
+    check_product(spec)
     return first_that_fits(spec, preparation, inventory, beyond=0)
 
 
@@ -43,24 +42,16 @@ def first_that_fits(
 ) -> Plan:
     """Return the cheapest plan on more than so many GPUs; PlanInfeasibleError if none fits."""
     limit = gpu_memory(spec, inventory)
-    estimates: list[Memory] = []
-    for candidate in candidates(spec, inventory, longest_sequence(spec, preparation)):
-        if candidate.gpus <= beyond:
-            continue
+    found = search(spec, preparation, inventory, beyond=beyond)
+    if found.fit is not None:
+        candidate, memory = found.fit
         nodes = nodes_of(spec, inventory, candidate.gpus)
-        memory = estimate(spec, preparation.model, candidate)
-        if memory.total <= limit * USABLE:
-            return _gpu_plan(spec, preparation, candidate, nodes, memory, limit)
-        estimates.append(memory)
-    if not estimates:
+        return _gpu_plan(spec, preparation, candidate, nodes, memory, limit)
+    if found.smallest is None:
         raise PlanInfeasibleError(f"resources.gpu.count allows no more than {beyond} GPUs.")
-    raise PlanInfeasibleError(why_not(spec, estimates, limit, max(counts(spec, inventory))))
-
-
-def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
-    """Return the memory of one GPU in GiB."""
-    memory = spec.resources.gpu.memory
-    return inventory.gpu_memory_gib if memory == "auto" else to_gib(memory)
+    ways = ways_out(spec, preparation, inventory)
+    most = max(counts(spec, inventory))
+    raise PlanInfeasibleError(why_not(spec, found.smallest, limit, most, ways))
 
 
 def _gpu_plan(
@@ -71,7 +62,7 @@ def _gpu_plan(
     memory: Memory,
     limit: float,
 ) -> Plan:
-    compiled, why_compiled = _compile(spec, preparation)
+    compiled = candidate.compile
     per_node = candidate.gpus // nodes
     product = spec.resources.gpu.product
     plan = Plan(
@@ -91,24 +82,20 @@ def _gpu_plan(
         cpu=spec.resources.cpu or str(per_node),
         host_memory=spec.resources.memory or from_gib(_host_memory(preparation, per_node)),
         memory=memory,
-        reasons=[*why(spec, candidate, memory, limit), why_compiled],
+        reasons=[
+            *why(spec, candidate, memory, limit),
+            _why_compiled(spec, preparation, compiled=compiled),
+        ],
     )
     return summarized(plan, spec.adapter.type, gpu_name(spec, limit))
 
 
-def _steps(spec: FineTuneJobSpec, preparation: Preparation) -> int:
-    if spec.training.max_steps is not None:
-        return spec.training.max_steps
-    return math.ceil(spec.training.epochs * preparation.dataset.rows / spec.training.batch_size)
-
-
-def _compile(spec: FineTuneJobSpec, preparation: Preparation) -> tuple[bool, str]:
+def _why_compiled(spec: FineTuneJobSpec, preparation: Preparation, *, compiled: bool) -> str:
     if spec.training.compile != "auto":
-        return spec.training.compile == "always", f"Compile {spec.training.compile}: as asked for."
-    steps = _steps(spec, preparation)
-    compiled = steps >= _COMPILE_FROM_STEPS
+        return f"Compile {spec.training.compile}: as asked for."
     pays = "pay" if compiled else "are too few to pay"
-    return compiled, f"Compile {'on' if compiled else 'off'}: {steps} steps {pays} for compiling."
+    count = steps(spec, preparation)
+    return f"Compile {'on' if compiled else 'off'}: {count} steps {pays} for compiling."
 
 
 def _host_memory(preparation: Preparation, processes: int) -> float:
@@ -133,7 +120,7 @@ def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> P
         checkpointing="none" if chosen == "auto" else chosen,
         precision=number_format,
     )
-    memory = estimate(spec, preparation.model, candidate)
+    memory = estimate(spec, preparation, candidate)
     plan = Plan(
         summary="",
         gpus=0,

@@ -1,16 +1,14 @@
 """A plan in words: its summary, why it is so, and why there is none."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory, Plan
 from finetune_operator.planning.candidates import LARGEST_MICRO_BATCH
+from finetune_operator.planning.inventory import USABLE
 from finetune_operator.planning.memory import Candidate
+from finetune_operator.planning.products import PRODUCTS
 from finetune_operator.planning.quantity import to_gib
-
-USABLE: Final = 0.92
-"""Share of a GPU's memory that a plan may fill."""
 
 
 def summarized(plan: Plan, adapter: str, gpu: str) -> Plan:
@@ -49,9 +47,10 @@ def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: floa
     )
     checkpointing = "the cheapest that fits" if training.gradient_checkpointing == "auto" else asked
     fill = f"{memory.total:.1f} of {limit:.0f} GiB on each, and {USABLE:.0%} may be filled"
+    gpu = spec.resources.gpu
     assumed = (
         [f"GPU memory: {limit:.0f} GiB assumed: set resources.gpu.memory."]
-        if spec.resources.gpu.memory == "auto"
+        if gpu.memory == "auto" and gpu.product not in PRODUCTS
         else []
     )
     return [
@@ -74,14 +73,18 @@ def _strategy(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:
     return [f"Strategy {candidate.strategy}: {fits}."]
 
 
-def why_not(spec: FineTuneJobSpec, estimates: Sequence[Memory], limit: float, most: int) -> str:
-    """Return the sentence that nothing fits on so many GPUs with limit GiB each."""
-    smallest = min(estimate.total for estimate in estimates)
+def why_not(
+    spec: FineTuneJobSpec, smallest: float, limit: float, most: int, ways: Sequence[str]
+) -> str:
+    """Return the sentence that nothing fits on so many GPUs with limit GiB each, and what would."""
+    usable = limit * USABLE
+    each = f"each of {most} GPUs" if most > 1 else "one GPU"
+    excess = f"{smallest - usable:.1f} more than the {usable:.1f} of {limit:.0f} GiB"
+    instead = f"it would fit with {' or '.join(ways)}" if ways else "no single change would help"
     return (
         f"{spec.method.value} with adapter type {spec.adapter.type} needs about"
-        f" {smallest:.1f} GiB on each of {most} GPUs at the smallest micro-batch allowed, and"
-        f" one GPU offers {limit * USABLE:.1f} of its {limit:.0f} GiB: allow larger GPUs in"
-        " resources.gpu.memory, use adapter type qlora, or lower training.maxLength."
+        f" {smallest:.1f} GiB on {each} at the smallest micro-batch allowed, {excess} that may be"
+        f" filled: {instead}."
     )
 
 

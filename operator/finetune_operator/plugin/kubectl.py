@@ -1,6 +1,7 @@
 """Asks the cluster through kubectl, which knows how to log in everywhere."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -83,7 +84,7 @@ def _sentence(errors: str) -> str:
     """Return the last line that kubectl wrote: lines before it repeat it, or warn."""
     lines = [line for line in errors.splitlines() if line.strip()]
     last = lines[-1] if lines else "kubectl ended without a word"
-    return last.removeprefix("error: ").removeprefix("Error from server ").rstrip(".") + "."
+    return re.sub(r"^(error|Error from server \(\w+\)): ", "", last).rstrip(".") + "."
 
 
 def _documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:

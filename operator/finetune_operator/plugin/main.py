@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,6 +52,13 @@ def main() -> None:
         app(prog_name="kubectl finetune")
     except PluginError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - the boundary of the process
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stderr.write(
+            f"error: {type(error).__name__} in line {place.lineno} of {place.filename}: {error}:"
+            " this is a fault of the plugin, please report it.\n"
+        )
         sys.exit(2)
 
 

@@ -109,7 +109,9 @@ def _memory(plan: Plan, gpu_memory: float) -> Iterator[RenderableType]:
     bar, legend = Text(), Text()
     for (name, size), (glyph, colour) in zip(_largest_first(memory), cycle(_PARTS)):
         bar.append(glyph * round(_BAR_WIDTH * size / max(limit, memory.total)), style=colour)
-        legend.append(f"{glyph} ", style=colour).append(f"{name} {size:.1f}  ")
+        # No-break spaces keep each part of the legend on one line.
+        legend.append(f"{glyph}\N{NO-BREAK SPACE}", style=colour)
+        legend.append(f"{name}\N{NO-BREAK SPACE}{size:.1f}  ")
     bar.append(_FREE * (_BAR_WIDTH - len(bar)), style="dim")
     yield bar
     yield legend

@@ -43,5 +43,6 @@ def ask_model() -> str:
 
 def ask_gpu() -> str | None:
     """Return the GPU that a person has; None for any."""
-    answer: str = typer.prompt("Which GPU do you have, such as L4 (empty: any)", default="")
+    question = "Which GPU do you have, such as L4 (empty: any)"
+    answer: str = typer.prompt(question, default="", show_default=False)
     return answer or None

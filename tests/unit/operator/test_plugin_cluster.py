@@ -146,7 +146,7 @@ def test_what_kubectl_refuses_is_passed_on(
     run = plugin(*command, "job")
     assert (run.code, run.errors) == (
         2,
-        'error: (NotFound): finetunejobs.finetune.dev "job" not found.\n',
+        'error: finetunejobs.finetune.dev "job" not found.\n',
     )
 
 

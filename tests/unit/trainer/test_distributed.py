@@ -1,5 +1,6 @@
 """Several processes train what one would, stop together, and go on where they stopped."""
 
+import math
 import os
 import shutil
 import signal
@@ -134,6 +135,17 @@ def test_a_whole_model_is_gathered_from_its_shards(
     weights = load_file(site.artifact / "model.safetensors")
     expected = load_file(alone.artifact / "model.safetensors")
     torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_the_reference_of_a_sharded_model_is_the_model_itself(site: Site) -> None:
+    pairs = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(40)]
+    site.write_data(pairs)
+    training = {"maxSteps": 1, "batchSize": 4}
+    spec = _SPEC | {"evaluation": {}, "training": training}
+    config = site.job(_plan("fsdp"), method="dpo", adapter={"type": "full"}, **spec)
+    assert run_ranks(site, config) == [0, 0]
+    # Policy and reference agree before the first step: -log(sigmoid(0)).
+    assert _losses(site)[0] == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])

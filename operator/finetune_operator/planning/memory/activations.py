@@ -43,7 +43,7 @@ def fullest(
     rate: most is held at the output head, in the last layer, in the first, or at the step itself.
     """
     step = _Step(spec, model, candidate, batch, held)
-    moments = [step.head(), step.last_layer(), step.first_layer(), Moment(held.gradients, 0.0)]
+    moments = [step.head(), step.last_layer(), step.first_layer(), step.last()]
     if held.reference or spec.method in {Method.DPO, Method.KTO}:
         moments.append(step.reference())
     return max(moments, key=lambda moment: moment.total)
@@ -114,7 +114,19 @@ class _Step:
 
     def first_layer(self) -> Moment:
         """In the backward pass of the first layer."""
-        return Moment(self.held.gradients, self.kept + self._working())
+        gradients = self.held.gradients
+        if self.full:
+            # Its own, and those of an embedding that is not the output head, come after it.
+            embedding = self._head_gradient(2)
+            outside = embedding if self.model.tied_embeddings else 2 * embedding
+            later = (self.held.gradients - outside) / self.model.layers + outside - embedding
+            gradients = max(self.held.kept_gradients, gradients - later)
+        return Moment(gradients, self.kept + self._working())
+
+    def last(self) -> Moment:
+        """At the end, where the gradient of an embedding is added to that of the head it shares."""
+        again = self._head_gradient(2) if self.model.tied_embeddings else 0.0
+        return Moment(self.held.gradients + again, 0.0)
 
     def reference(self) -> Moment:
         """While the reference model runs: the policy has run before."""

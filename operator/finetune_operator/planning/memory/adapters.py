@@ -3,6 +3,7 @@
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_api.status import ModelFacts
 
+
 def lora_of(spec: FineTuneJobSpec) -> Lora:
     """Return the adapter's options."""
     return spec.adapter.lora or Lora()
@@ -20,12 +21,12 @@ def shapes(model: ModelFacts) -> dict[str, tuple[int, int]]:
     return {"q_proj": (hidden, query)} | keys | gates | out
 
 
-def adapted(lora: Lora, model: ModelFacts) -> list[tuple[int, int]]:
-    """Return the shapes of the layers that get an adapter: all, when a name is not known here."""
+def adapted(lora: Lora, model: ModelFacts) -> dict[str, tuple[int, int]]:
+    """Return the layers that get an adapter: all, when a name is not known here."""
     every = shapes(model)
     names = {target.rsplit(".", 1)[-1] for target in lora.target_modules}
     known = names <= set(every)
-    return [shape for name, shape in every.items() if not known or name in names]
+    return {name: shape for name, shape in every.items() if not known or name in names}
 
 
 def adapter_weights(lora: Lora, model: ModelFacts) -> int:
@@ -33,7 +34,7 @@ def adapter_weights(lora: Lora, model: ModelFacts) -> int:
 
     With DoRA one more for each output (arXiv 2402.09353).
     """
-    pairs = adapted(lora, model)
+    pairs = adapted(lora, model).values()
     each = sum(lora.rank * (inputs + outputs) for inputs, outputs in pairs)
     magnitudes = sum(outputs for _, outputs in pairs) if lora.dora else 0
     return model.layers * (each + magnitudes)

@@ -21,9 +21,7 @@ def estimate(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candida
     return Memory(**rounded, total=round(sum(sizes.values()), 2))
 
 
-def held(
-    spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate
-) -> dict[str, float]:
+def held(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> dict[str, float]:
     """Return the bytes that tensors fill when they fill most, by what they are."""
     model = preparation.model
     kept = states(spec, model, candidate)

@@ -2,7 +2,7 @@
 
 H is the width of the residual stream, Q and K those of queries and of keys, M that of the
 feed-forward block, r the rank. Each form was read off the tensors that PyTorch saves (Transformers
-5.19, PEFT 0.21, SDPA attention in bf16); tests/unit/operator/test_memory_traced.py reads them again.
+5.19, PEFT 0.21, SDPA attention in bf16); test_memory_traced.py reads them again.
 """
 
 from typing import Final
@@ -96,18 +96,32 @@ def _compiled_family(model: ModelFacts, sizes: _Sizes) -> int:
 
 
 def _adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
-    """Return what adapters save: the output of A in bf16; dropout copies each input and a mask.
+    """Return what adapters save: the output of A; dropout copies each input, and a mask; DoRA keeps
+    two versions of each output.
 
-    DoRA keeps two versions of each output.
+    A layer without an adapter does not save its input, which is not needed for anything else where
+    it is a norm's output or the gated product.
     """
     lora = lora_of(spec)
-    pairs = adapted(lora, model)
-    more = candidate.width * lora.rank * len(pairs)
+    found = adapted(lora, model)
+    pairs = found.values()
+    more = candidate.width * (lora.rank * len(pairs) - _unsaved(set(found), model))
     if lora.dropout:
         more += (candidate.width + 1) * sum(inputs for inputs, _ in pairs)
     if lora.dora:
         more += 2 * candidate.width * sum(outputs for _, outputs in pairs)
     return more
+
+
+def _unsaved(names: set[str], model: ModelFacts) -> int:
+    """Return the width of the inputs that no adapter saves."""
+    unsaved = 0 if "down_proj" in names else model.intermediate_size
+    for inputs in (
+        {"q_proj", "k_proj", "v_proj", "qkv_proj"},
+        {"gate_proj", "up_proj", "gate_up_proj"},
+    ):
+        unsaved += 0 if inputs & names else model.hidden_size
+    return unsaved
 
 
 def _mask(sizes: _Sizes, candidate: Candidate, batch: Batch) -> int:

@@ -30,9 +30,7 @@ class States:
     @property
     def total(self) -> float:
         """What is held throughout the step, but for gradients."""
-        return (
-            self.weights + self.quantization + self.adapter + self.optimizer + self.reference
-        )
+        return self.weights + self.quantization + self.adapter + self.optimizer + self.reference
 
 
 def embeddings(spec: FineTuneJobSpec, model: ModelFacts) -> int:
@@ -167,4 +165,3 @@ def _sharded(
         gradients=gradients,
         kept_gradients=gradients,
     )
-

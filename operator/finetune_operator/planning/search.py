@@ -1,0 +1,39 @@
+"""The cheapest way to run that fits."""
+
+from dataclasses import dataclass
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Memory, Preparation
+from finetune_operator.planning.candidates import candidates, nodes_of
+from finetune_operator.planning.inventory import USABLE, Inventory, gpu_memory
+from finetune_operator.planning.memory import Candidate, estimate
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    fit: tuple[Candidate, Memory] | None
+    smallest: float | None
+    """GiB of the candidate that needs least, when none fits; None: there was no candidate."""
+
+
+def search(
+    spec: FineTuneJobSpec, preparation: Preparation, inventory: Inventory, *, beyond: int
+) -> Found:
+    """Return the first candidate on more than so many GPUs that fits.
+
+    Candidates come in one order whatever the memory, and more memory only adds to those that fit:
+    it never makes the plan worse. PlanInfeasibleError when what is asked for is at odds.
+    """
+    limit = gpu_memory(spec, inventory) * USABLE
+    totals: list[float] = []
+    for candidate in candidates(spec, preparation, inventory):
+        if candidate.gpus <= beyond:
+            continue
+        nodes_of(spec, inventory, candidate.gpus)
+        memory = estimate(spec, preparation, candidate)
+        if memory.total <= limit:
+            return Found((candidate, memory), None)
+        totals.append(memory.total)
+    return Found(None, min(totals, default=None))
