@@ -68,6 +68,10 @@ verify: $(VENV)/.ready ## Everything that is checked without running: format, li
 bench: $(VENV)/.ready ## Measure the operator: 200 jobs at once on a real control plane.
 	$(PYTHON) -m bench.operator
 
+.PHONY: bench-stability
+bench-stability: $(VENV)/.ready ## Measure what the stability rules find and miss.
+	$(PYTHON) -m bench.stability
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.ready ## On a GPU machine: our trainer beside bare TRL, speed and memory.
 	$(PYTHON) -m bench.gpu

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api.spec import FORMATS, DatasetFormat, Method
+from finetune_operator.planning.products import PRODUCTS
 from finetune_operator.plugin.data_file import DataFile
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Known
-from finetune_operator.plugin.gpus import PRODUCTS
 from finetune_operator.plugin.manifests import Manifest
 from finetune_operator.plugin.scenarios import Scenario, planned
 
@@ -25,8 +25,10 @@ HAVE: Final = {
 }
 """What people say they have, and a format that it is."""
 
-_CANDIDATES: Final = ("T4", "L4", "L40S", "H100", "H200")
+_GPUS: Final = ("NVIDIA-L4", "NVIDIA-L40S", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200")
 """One product for each common size of memory."""
+
+_COUNTS: Final = (1, 2, 4, 8)
 
 _WHY: Final = {
     Method.GRPO: "a reward scores the model's own answers, so it learns from what it writes itself",
@@ -114,20 +116,22 @@ def check_prompts(data: DataFile) -> None:
 
 
 def on_gpus(
-    manifest: Manifest, adapter: str, product: str, counts: tuple[int, ...], known: Known
-) -> Scenario | None:
-    """Return the job with an adapter on the first number of GPUs that it fits; None if on none."""
-    choices = (
-        planned(manifest, f"adapter={adapter},gpu={product},count={count}", known)
-        for count in counts
-    )
-    return next((choice for choice in choices if choice.plan is not None), None)
+    manifest: Manifest, adapter: str, gpu: str, counts: tuple[int, ...], known: Known
+) -> Scenario:
+    """Return the job with an adapter on the first number of GPUs that it fits, else on the last."""
+    *fewer, last = (f"adapter={adapter},gpu={gpu},count={count}" for count in counts)
+    choices = (planned(manifest, change, known) for change in fewer)
+    fitting = next((choice for choice in choices if choice.plan is not None), None)
+    return fitting or planned(manifest, last, known)
 
 
-def cheapest(manifest: Manifest, adapter: str, known: Known) -> Scenario | None:
-    """Return the job on the hardware with the least memory in all that it fits; None if none."""
-    choices = [(name, count) for name in _CANDIDATES for count in (1, 2, 4, 8)]
-    # Of the same memory in all, fewer GPUs are simpler.
-    choices.sort(key=lambda each: (PRODUCTS[each[0]].mebibytes * each[1], each[1]))
-    fitting = (on_gpus(manifest, adapter, name, (count,), known) for name, count in choices)
-    return next((scenario for scenario in fitting if scenario is not None), None)
+def cheapest(manifest: Manifest, adapter: str, known: Known) -> Scenario:
+    """Return the job on the hardware with the least memory in all that it fits, else on the most.
+
+    Of the same memory in all, fewer GPUs are simpler.
+    """
+    choices = [(PRODUCTS[gpu].mebibytes * count, count, gpu) for gpu in _GPUS for count in _COUNTS]
+    *smaller, most = sorted(choices)
+    scenarios = (on_gpus(manifest, adapter, gpu, (count,), known) for _, count, gpu in smaller)
+    fitting = next((scenario for scenario in scenarios if scenario.plan is not None), None)
+    return fitting or on_gpus(manifest, adapter, most[2], (most[1],), known)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import yaml
 
 from finetune_operator.plugin.errors import PluginError
-from finetune_operator.plugin.gpus import product_of
+from finetune_operator.plugin.gpus import label_of
 from finetune_operator.plugin.manifests import Manifest
 
 _SHORT: Final = {
@@ -40,8 +40,8 @@ def overridden(manifest: Manifest, assignments: str) -> Manifest:
 def _changes(key: str, text: str) -> dict[str, Any]:
     """Return values by their place in the spec."""
     if key == "gpu":
-        product = product_of(text)
-        return {"resources.gpu.product": product.label, "resources.gpu.memory": product.memory}
+        # The planner knows the memory of each product.
+        return {"resources.gpu.product": label_of(text), "resources.gpu.memory": "auto"}
     return {_SHORT.get(key, key.removeprefix("spec.")): yaml.safe_load(text)}
 
 

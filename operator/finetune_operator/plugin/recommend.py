@@ -54,8 +54,8 @@ class Advice:
 
     manifest: Manifest
     reasons: tuple[str, ...]
-    hardware: dict[str, Scenario | None]
-    """By adapter type: the job on the least hardware that it fits; None when it fits none."""
+    hardware: dict[str, Scenario]
+    """By adapter type: the job on the least hardware that it fits, or on the most that there is."""
 
 
 def advise(wish: Wish, known: Known) -> Advice:
@@ -119,24 +119,21 @@ def _reward(reward: str) -> dict[str, str]:
     return {"name": reward, "builtin": reward}
 
 
-def _on(wish: Wish, draft: Manifest, adapter: str, known: Known) -> Scenario | None:
+def _on(wish: Wish, draft: Manifest, adapter: str, known: Known) -> Scenario:
     if wish.gpu is None:
         return cheapest(draft, adapter, known)
     counts = (wish.gpus,) if wish.gpus else (1, 2, 4, 8)
     return on_gpus(draft, adapter, wish.gpu, counts, known)
 
 
-def _adapter(wish: Wish, hardware: dict[str, Scenario | None]) -> tuple[str, str]:
+def _adapter(wish: Wish, hardware: dict[str, Scenario]) -> tuple[str, str]:
     """Return the adapter type and why; PluginError when none fits."""
-    if hardware["lora"] is not None:
+    if hardware["lora"].plan:
         return "lora", "nearly as good as training all weights, for a fraction of the memory"
-    if hardware["qlora"] is not None:
+    if hardware["qlora"].plan:
         where = f"on {wish.gpu}" if wish.gpu else "on the GPUs that are known"
         return "qlora", f"with a base in bf16 it would not fit {where}"
-    where = f"{wish.gpus or 8} x {wish.gpu or 'H200'}"
-    raise PluginError(
-        f"{wish.model} fits {where} with no adapter: choose a smaller model or more memory."
-    )
+    raise PluginError(hardware["qlora"].refusal)
 
 
 def _set_adapter(draft: Manifest, adapter: str, chosen: Scenario | None) -> None:
@@ -145,7 +142,7 @@ def _set_adapter(draft: Manifest, adapter: str, chosen: Scenario | None) -> None
     spec["adapter"] = {"type": adapter}
     if chosen is not None:
         gpu = chosen.job.spec.resources.gpu
-        spec["resources"] = {"gpu": {"product": gpu.product, "memory": gpu.memory}}
+        spec["resources"] = {"gpu": {"product": gpu.product}}
         if chosen.plan and chosen.plan.gpus > 1:
             spec["resources"]["gpu"]["count"] = chosen.plan.gpus
     spec["output"] = output
@@ -175,8 +172,8 @@ def show(console: Console, advice: Advice, wish: Wish) -> None:
         console.print(listed([_put(source, wish)]))
 
 
-def _hardware(scenario: Scenario | None) -> tuple[str, str, str]:
-    if scenario is None or scenario.plan is None:
+def _hardware(scenario: Scenario) -> tuple[str, str, str]:
+    if scenario.plan is None:
         return "does not fit", "", ""
     plan = scenario.plan
     memory = f"{plan.memory.total:.1f} of {scenario.gpu_memory:.0f} GiB"

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.status import Plan
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan
-from finetune_operator.planning.quantity import to_gib
+from finetune_operator.planning.inventory import gpu_memory
 from finetune_operator.plugin.facts import Basis, Known, basis
 from finetune_operator.plugin.manifests import Job, Manifest, parse
 from finetune_operator.plugin.overrides import overridden
@@ -26,8 +26,7 @@ class Scenario:
     @property
     def gpu_memory(self) -> float:
         """Memory of one GPU in GiB, as the planner takes it to be."""
-        asked = self.job.spec.resources.gpu.memory
-        return Inventory().gpu_memory_gib if asked == "auto" else to_gib(asked)
+        return gpu_memory(self.job.spec, Inventory())
 
     def to_json(self) -> dict[str, Any]:
         """Return what `-o json` prints of it."""
