@@ -115,14 +115,9 @@ def check_prompts(data: DataFile) -> None:
         )
 
 
-def on_gpus(
-    manifest: Manifest, adapter: str, gpu: str, counts: tuple[int, ...], known: Known
-) -> Scenario:
-    """Return the job with an adapter on the first number of GPUs that it fits, else on the last."""
-    *fewer, last = (f"adapter={adapter},gpu={gpu},count={count}" for count in counts)
-    choices = (planned(manifest, change, known) for change in fewer)
-    fitting = next((choice for choice in choices if choice.plan is not None), None)
-    return fitting or planned(manifest, last, known)
+def on_gpus(manifest: Manifest, adapter: str, gpu: str, count: int, known: Known) -> Scenario:
+    """Return the job with an adapter on so many GPUs of a product."""
+    return planned(manifest, f"adapter={adapter},gpu={gpu},count={count}", known)
 
 
 def cheapest(manifest: Manifest, adapter: str, known: Known) -> Scenario:
@@ -130,8 +125,12 @@ def cheapest(manifest: Manifest, adapter: str, known: Known) -> Scenario:
 
     Of the same memory in all, fewer GPUs are simpler.
     """
-    choices = [(PRODUCTS[gpu].mebibytes * count, count, gpu) for gpu in _GPUS for count in _COUNTS]
-    *smaller, most = sorted(choices)
-    scenarios = (on_gpus(manifest, adapter, gpu, (count,), known) for _, count, gpu in smaller)
-    fitting = next((scenario for scenario in scenarios if scenario.plan is not None), None)
-    return fitting or on_gpus(manifest, adapter, most[2], (most[1],), known)
+    choices = sorted(
+        (PRODUCTS[gpu].mebibytes * count, count, gpu) for gpu in _GPUS for count in _COUNTS
+    )
+    for _, count, gpu in choices[:-1]:
+        scenario = on_gpus(manifest, adapter, gpu, count, known)
+        if scenario.plan is not None:
+            return scenario
+    _, count, gpu = choices[-1]
+    return on_gpus(manifest, adapter, gpu, count, known)

@@ -177,7 +177,7 @@ def recommend(
     ] = False,
     model: Annotated[str | None, typer.Option(help="Model to start from, by its source.")] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU that you have, such as L4.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="How many of them.", min=1)] = None,
+    gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     source: Annotated[str | None, typer.Option(help="Where the data is for the cluster.")] = None,
     name: Annotated[str, typer.Option(help="Name of the job.")] = "my-job",
     claim: Annotated[str, typer.Option(help="Claim that receives the model.")] = "models",

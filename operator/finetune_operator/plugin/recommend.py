@@ -43,7 +43,7 @@ class Wish:
     data: DataFile | None
     source: str | None
     gpu: str | None
-    gpus: int | None
+    gpus: int
     name: str
     claim: str
 
@@ -122,8 +122,7 @@ def _reward(reward: str) -> dict[str, str]:
 def _on(wish: Wish, draft: Manifest, adapter: str, known: Known) -> Scenario:
     if wish.gpu is None:
         return cheapest(draft, adapter, known)
-    counts = (wish.gpus,) if wish.gpus else (1, 2, 4, 8)
-    return on_gpus(draft, adapter, wish.gpu, counts, known)
+    return on_gpus(draft, adapter, wish.gpu, wish.gpus, known)
 
 
 def _adapter(wish: Wish, hardware: dict[str, Scenario]) -> tuple[str, str]:
@@ -131,7 +130,7 @@ def _adapter(wish: Wish, hardware: dict[str, Scenario]) -> tuple[str, str]:
     if hardware["lora"].plan:
         return "lora", "nearly as good as training all weights, for a fraction of the memory"
     if hardware["qlora"].plan:
-        where = f"on {wish.gpu}" if wish.gpu else "on the GPUs that are known"
+        where = f"on {wish.gpus} x {wish.gpu}" if wish.gpu else "on the GPUs that are known"
         return "qlora", f"with a base in bf16 it would not fit {where}"
     raise PluginError(hardware["qlora"].refusal)
 
@@ -143,8 +142,8 @@ def _set_adapter(draft: Manifest, adapter: str, chosen: Scenario | None) -> None
     if chosen is not None:
         gpu = chosen.job.spec.resources.gpu
         spec["resources"] = {"gpu": {"product": gpu.product}}
-        if chosen.plan and chosen.plan.gpus > 1:
-            spec["resources"]["gpu"]["count"] = chosen.plan.gpus
+        if gpu.count != 1:
+            spec["resources"]["gpu"]["count"] = gpu.count
     spec["output"] = output
 
 

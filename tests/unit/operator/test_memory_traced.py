@@ -25,12 +25,13 @@ from transformers.trainer_utils import SaveStrategy
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
-from finetune_api.spec import Method
+from finetune_api.spec import Generation, Method
 from finetune_api.status import DatasetFacts, Preparation
 from finetune_api.trainer import TrainerConfig
 from finetune_operator.planning.architecture import facts_of_config
 from finetune_operator.planning.memory import Candidate, activations
 from finetune_operator.planning.memory.estimate import held
+from finetune_operator.planning.memory.rollout import generation
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.device import Device
 from finetune_trainer.methods import module_of
@@ -108,6 +109,16 @@ class Case:
     equal: bool = True
     """Whether all rows are equally long."""
     lora: Any = None
+    cpu: bool = False
+    """Whether it runs as it would without a GPU: in float32, and with nothing replaced."""
+
+    @property
+    def precision(self) -> Any:
+        return "float32" if self.cpu else "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.cpu else torch.bfloat16
 
     @property
     def config(self) -> TrainerConfig:
@@ -121,11 +132,11 @@ class Case:
                 gradient_accumulation_steps=self.accumulation,
                 max_length=self.length,
                 gradient_checkpointing=self.checkpointing,
-                precision="bf16",
+                precision=self.precision,
             ),
             method=self.method,
             adapter=adapter,
-            training={"maxSteps": 2, "batchSize": batch, "precision": "bf16"},
+            training={"maxSteps": 2, "batchSize": batch, "precision": self.precision},
         )
 
 
@@ -182,13 +193,13 @@ def trace(case: Case, tokenizer: Any, folder: Path) -> tuple[int, int]:
     reward = config.spec.method is Method.REWARD
     auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     shape = CONFIG_MAPPING[case.family](**SHAPE, **({"num_labels": 1} if reward else {}))
-    auto.from_config(shape, dtype=torch.bfloat16).save_pretrained(folder / "model")
+    auto.from_config(shape, dtype=case.dtype).save_pretrained(folder / "model")
     setup = Setup(
         config=config,
         plan=config.plan,
-        device=Device(cuda=False, dtype=torch.bfloat16),
+        device=Device(cuda=False, dtype=case.dtype),
         paths=Paths(folder / "workspace", folder / "output", folder / "sources"),
-        model=auto.from_pretrained(folder / "model", dtype=torch.bfloat16),
+        model=auto.from_pretrained(folder / "model", dtype=case.dtype),
         tokenizer=tokenizer,
         train=rows(case),
         held_out=None,
@@ -216,7 +227,7 @@ def trace(case: Case, tokenizer: Any, folder: Path) -> tuple[int, int]:
     return before[case.accumulation], peak
 
 
-def parts(case: Case) -> dict[str, float]:
+def preparation_of(case: Case) -> Preparation:
     facts = facts_of_config(CONFIG_MAPPING[case.family](**SHAPE).to_dict())
     mean = case.length if case.equal else 0.75 * case.length
     dataset = DatasetFacts(
@@ -228,9 +239,22 @@ def parts(case: Case) -> dict[str, float]:
         mean_tokens=mean,
         p95_tokens=case.length,
     )
-    checkpointing = case.checkpointing
-    candidate = Candidate(1, "single", case.micro_batch, case.length, checkpointing, "bf16")
-    return held(case.config.spec, Preparation(model=facts, dataset=dataset), candidate)
+    return Preparation(model=facts, dataset=dataset)
+
+
+def candidate_of(case: Case) -> Candidate:
+    return Candidate(
+        gpus=0 if case.cpu else 1,
+        strategy="single",
+        micro_batch_size=case.micro_batch,
+        max_length=case.length,
+        checkpointing=case.checkpointing,
+        precision=case.precision,
+    )
+
+
+def parts(case: Case) -> dict[str, float]:
+    return held(case.config.spec, preparation_of(case), candidate_of(case))
 
 
 CASES = {
@@ -261,9 +285,35 @@ CASES = {
 def test_the_closed_form_is_within_two_percent_of_a_trace(
     name: str, tokenizer: Any, tmp_path: Path
 ) -> None:
-    case = CASES[name]
-    before, peak = trace(case, tokenizer, tmp_path)
+    compare(CASES[name], tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_without_a_gpu_it_is_too(adapter: str, tokenizer: Any, tmp_path: Path) -> None:
+    compare(Case(adapter=adapter, cpu=True), tokenizer, tmp_path)
+
+
+def compare(case: Case, tokenizer: Any, folder: Path) -> None:
+    before, peak = trace(case, tokenizer, folder)
     planned = parts(case)
     kept = ("weights", "adapter", "optimizer", "reference")
     assert sum(planned[part] for part in kept) == pytest.approx(before, rel=0.02)
     assert sum(planned.values()) == pytest.approx(peak, rel=0.02)
+
+
+def test_writing_completions_holds_no_more_than_the_closed_form_and_not_much_less() -> None:
+    case = Case("grpo", "full", micro_batch=4, length=256)
+    spec = case.config.spec.model_copy(update={"generation": Generation(max_completion_length=64)})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SHAPE), dtype=case.dtype)
+    prompts = torch.randint(4, 260, (4, 192))
+    with Tracker() as tracker, torch.no_grad():
+        model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            min_new_tokens=64,
+            max_new_tokens=64,
+            do_sample=True,
+        )
+    planned = generation(spec, preparation_of(case), candidate_of(case))
+    assert 0.9 * planned <= tracker.peak <= planned

@@ -69,7 +69,7 @@ def test_a_plan_for_programs(plugin: Plugin, form: str, read: Callable[[str], An
 
 def test_what_if_compares(plugin: Plugin) -> None:
     run = plugin(
-        "plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "gpu=T4,adapter=full,count=1"
+        "plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "gpu=A10,adapter=full,count=1"
     )
     assert run.code == 0
     assert "1 x NVIDIA-L4" in run.output
@@ -264,7 +264,7 @@ def test_lora_unless_only_qlora_fits(plugin: Plugin) -> None:
     assert roomy["spec"]["adapter"] == {"type": "lora"}
     assert tight["spec"]["adapter"] == {"type": "qlora"}
     assert tight["spec"]["resources"]["gpu"] == {"product": "NVIDIA-L4"}
-    assert "Adapter qlora: with a base in bf16 it would not fit on L4" in words
+    assert "Adapter qlora: with a base in bf16 it would not fit on 1 x L4" in words
 
 
 def test_the_job_that_is_written_is_valid(plugin: Plugin, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class Calibration:
     collectives: float
     """GiB for the buffers of communication with other GPUs."""
     slack: float
-    """Share of what tensors fill and of the context that the allocator holds beyond it."""
+    """Share of what tensors fill that the allocator holds beyond it."""
+    runs: tuple[dict[str, Any], ...]
+    """What was measured, and how."""
 
 
 def calibration_of(product: str) -> Calibration:
@@ -53,4 +55,5 @@ def parse(content: dict[str, Any]) -> Calibration:
         context=float(constants["contextGib"]),
         collectives=float(constants["collectivesGib"]),
         slack=float(constants["slack"]),
+        runs=tuple(content["runs"]),
     )

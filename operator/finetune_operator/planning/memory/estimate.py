@@ -15,8 +15,8 @@ def estimate(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candida
     product = spec.resources.gpu.product
     calibration = calibration_of("cpu" if candidate.gpus == 0 else product)
     sizes = {name: size / GIB for name, size in held(spec, preparation, candidate).items()}
-    sizes["context"] = _context(calibration, candidate)
     sizes["slack"] = calibration.slack * sum(sizes.values())
+    sizes["context"] = _context(calibration, candidate)
     rounded = {name: round(size, 2) for name, size in sizes.items()}
     return Memory(**rounded, total=round(sum(sizes.values()), 2))
 
