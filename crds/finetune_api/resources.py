@@ -43,7 +43,7 @@ class Gpu(ApiModel):
             r"auto|[1-9][0-9]*(\.[0-9]+)?(M|G|T|Mi|Gi|Ti)", "auto or a size with its unit, as 80Gi"
         ),
     ] = "auto"
-    """Memory of one GPU, such as 80Gi; auto is 80Gi."""
+    """Memory of one GPU, such as 80Gi; auto is that of the product, or 80Gi when it is unknown."""
 
 
 class Toleration(ApiModel):

@@ -142,6 +142,7 @@ def test_two_pods_train_one_model(site: Site) -> None:
         training={"maxSteps": 6, "batchSize": 8},
         resources={
             "gpu": {"count": 2},
+            "cpu": "500m",
             "nodes": 2,
             "strategy": "ddp",
             "workspace": {"claim": SOURCES},

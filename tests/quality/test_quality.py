@@ -37,7 +37,7 @@ def test_a_model_learns_to_prefer_docstrings_to_chatter(method: str, quality: Qu
     rewards = job.gain("eval_rewards/accuracies")
     taste = job.gain("prefers the chosen answer", *prefers(job))
     assert rewards.after > 0.9
-    assert taste.after > max(0.9, taste.before)
+    assert taste.after > taste.before + 0.3
 
 
 def test_kto_learns_the_same_from_single_judgements(quality: Quality) -> None:
@@ -45,7 +45,7 @@ def test_kto_learns_the_same_from_single_judgements(quality: Quality) -> None:
     margin = job.gain("eval_rewards/margins")
     taste = job.gain("prefers the chosen answer", *prefers(job))
     assert margin.after > margin.before
-    assert taste.after > max(0.9, taste.before)
+    assert taste.after > taste.before
 
 
 def test_a_reward_model_learns_which_answer_fits_the_question(quality: Quality) -> None:

@@ -1,7 +1,6 @@
 """What a vLLM server needs to write completions: GPUs for its weights and for keys and values.
 
-Sources: vLLM 0.25, config/model.py (verify_with_parallel_config) and gpu_worker.py
-(determine_available_memory).
+The rules are those by which vLLM 0.32 accepts a tensor-parallel size and sets its cache up.
 """
 
 import math

@@ -84,7 +84,8 @@ def _sentence(errors: str) -> str:
     """Return the last line that kubectl wrote: lines before it repeat it, or warn."""
     lines = [line for line in errors.splitlines() if line.strip()]
     last = lines[-1] if lines else "kubectl ended without a word"
-    return re.sub(r"^(error|Error from server \(\w+\)): ", "", last).rstrip(".") + "."
+    said = re.sub(r"^(error|Error from server \(\w+\)): ", "", last)
+    return said if said.endswith((".", "?")) else f"{said}."
 
 
 def _documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:

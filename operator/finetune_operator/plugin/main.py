@@ -1,6 +1,7 @@
 """The command line; each command imports what it needs, so that plan answers at once."""
 
 import gc
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -48,6 +49,8 @@ def main() -> None:
     """Run the command line; errors are one sentence and exit code 2."""
     # What is imported stays until the end: looking for garbage among it takes a tenth of the time.
     gc.disable()
+    # Looking for plugins of pydantic reads the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(prog_name="kubectl finetune")
     except PluginError as error:

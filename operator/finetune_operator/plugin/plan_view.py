@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import Final
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -106,15 +107,13 @@ def _memory(plan: Plan, gpu_memory: float) -> Iterator[RenderableType]:
     memory, limit = plan.memory, gpu_memory if plan.gpus else plan.memory.total
     of = f" of {limit:.0f} GiB on each GPU" if plan.gpus else " GiB"
     yield Text(f"Memory: {memory.total:.1f}{of}", style="bold")
-    bar, legend = Text(), Text()
+    bar, legend = Text(), []
     for (name, size), (glyph, colour) in zip(_largest_first(memory), cycle(_PARTS)):
         bar.append(glyph * round(_BAR_WIDTH * size / max(limit, memory.total)), style=colour)
-        # No-break spaces keep each part of the legend on one line.
-        legend.append(f"{glyph}\N{NO-BREAK SPACE}", style=colour)
-        legend.append(f"{name}\N{NO-BREAK SPACE}{size:.1f}  ")
+        legend.append(Text(f"{glyph} ", style=colour).append(f"{name} {size:.1f}", style="none"))
     bar.append(_FREE * (_BAR_WIDTH - len(bar)), style="dim")
     yield bar
-    yield legend
+    yield Columns(legend, padding=(0, 2))
 
 
 def _largest_first(memory: Memory) -> list[tuple[str, float]]:

@@ -10,7 +10,6 @@ from rich.text import Text
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Progress, Stability
 from finetune_operator.plugin.kubectl import status_of
 from finetune_operator.plugin.manifests import Manifest, job_name
-from finetune_operator.plugin.plan_view import listed
 
 _COLOURS = {
     Phase.SUCCEEDED: "green",
@@ -98,10 +97,9 @@ def duration(seconds: float) -> str:
 
 def _stability(stability: Stability) -> Iterator[RenderableType]:
     yield Text(f"Stability: {stability.verdict}", style=_VERDICTS[stability.verdict])
-    yield listed(
-        f"step {finding.step}, {finding.rule}: {finding.message} {finding.advice}"
-        for finding in stability.findings
-    )
+    for finding in stability.findings:
+        seen = f"step {finding.step}, {finding.rule}: {finding.message} {finding.advice}"
+        yield Text(f"- {seen}")
 
 
 def _attempts(attempts: list[Attempt]) -> RenderableType:

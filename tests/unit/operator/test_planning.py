@@ -208,7 +208,10 @@ def test_compiling_has_to_pay(steps: int, compiled: bool) -> None:
         ),
         ({"resources": {"gpu": {"count": 3}}}, "training.batchSize is 16"),
         ({"training": {"microBatchSize": 3}}, "training.microBatchSize is 3"),
-        ({"resources": {"gpu": {"memory": "8Gi", "count": 1}}}, "9.9 more than the 7.4 of 8 GiB that may be filled"),
+        (
+            {"resources": {"gpu": {"memory": "8Gi", "count": 1}}},
+            "9.9 more than the 7.4 of 8 GiB that may be filled",
+        ),
         (
             {"training": {"batchSize": 5}, "resources": {"gpu": {"count": 2}}},
             "cannot be split over 2 GPUs",

@@ -48,7 +48,7 @@ def run_trainer(
 ) -> int:
     """Run `finetune-trainer` to its end and return its exit code; -9 after SIGKILL."""
     process = start_trainer(arguments, interruption, environment)
-    process.join(60)
+    process.join(300)
     return int(process.exitcode)
 
 

@@ -7,7 +7,7 @@ from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import ModelFacts
 from finetune_operator.planning.memory import layers
 from finetune_operator.planning.memory.adapters import adapter_weights, lora_of
-from finetune_operator.planning.memory.candidate import Batch, Candidate
+from finetune_operator.planning.memory.candidate import Batch, Candidate, casts
 from finetune_operator.planning.memory.states import States
 
 TILE_TOKENS: Final = 4096
@@ -44,16 +44,9 @@ def fullest(
     """
     step = _Step(spec, model, candidate, batch, held)
     moments = [step.head(), step.last_layer(), step.first_layer(), step.last()]
-    if held.reference or spec.method in {Method.DPO, Method.KTO}:
+    if spec.method in {Method.DPO, Method.KTO}:
         moments.append(step.reference())
     return max(moments, key=lambda moment: moment.total)
-
-
-def forward_transient(model: ModelFacts, candidate: Candidate) -> int:
-    """Return the bytes per token that one layer holds while it runs, 8M+4H: gate, activation, up
-    and their product.
-    """
-    return candidate.width * (4 * model.intermediate_size + 2 * model.hidden_size)
 
 
 class _Step:
@@ -129,16 +122,19 @@ class _Step:
         return Moment(self.held.gradients + again, 0.0)
 
     def reference(self) -> Moment:
-        """While the reference model runs: the policy has run before."""
-        running = forward_transient(self.model, self.candidate) * self.batch.tokens
+        """While the reference model runs, 8M+4H for one layer: the policy has run before."""
+        sizes = 4 * self.model.intermediate_size + 2 * self.model.hidden_size
+        running = self.candidate.width * sizes * self.batch.tokens
         activations = self.saved + self._tail() + running
         return Moment(self.held.kept_gradients, activations)
 
     def _working(self) -> float:
-        """Return what the backward pass of one layer holds: 4M+2.5H for the gradients, and, with
-        checkpointing, what it computes again.
+        """Return what the backward pass of one layer holds: 4M+2.5H for gradients, or 6M+10.5H when
+        adapters' inputs are cast; with checkpointing also what it computes again.
         """
-        gradients = 4 * self.model.intermediate_size + 2.5 * self.model.hidden_size
+        inner, hidden = self.model.intermediate_size, self.model.hidden_size
+        cast = casts(self.spec, self.candidate)
+        gradients = 6 * inner + 10.5 * hidden if cast else 4 * inner + 2.5 * hidden
         again = 0.0 if self.candidate.checkpointing == "none" else self.layer
         return again + self.candidate.width / 2 * gradients * self.batch.tokens
 

@@ -10,7 +10,7 @@ from typing import Final
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ModelFacts
 from finetune_operator.planning.memory.adapters import adapted, lora_of
-from finetune_operator.planning.memory.candidate import Batch, Candidate
+from finetune_operator.planning.memory.candidate import Batch, Candidate, casts
 
 _EXPERTS: Final = {"mixtral": 2, "qwen2_moe": 2}
 """Feed-forward blocks of intermediate_size that a token passes through, where it is not one."""
@@ -36,6 +36,8 @@ def saved(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch:
     bytes_saved += 4 * model.heads + 8
     if spec.adapter.type != "full":
         bytes_saved += _adapter(spec, model, candidate)
+    if casts(spec, candidate):
+        bytes_saved += (2 if candidate.compile else 8) * model.hidden_size
     return float(bytes_saved + (_mask(sizes, candidate, batch) if batch.masked else 0))
 
 

@@ -2,8 +2,7 @@
 
 from finetune_api.spec import FineTuneJobSpec, Generation
 from finetune_api.status import ModelFacts, Preparation
-from finetune_operator.planning.memory.activations import forward_transient
-from finetune_operator.planning.memory.candidate import ONLINE, Candidate
+from finetune_operator.planning.memory.candidate import ONLINE, Candidate, casts
 
 
 def generation(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> float:
@@ -19,10 +18,21 @@ def generation(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candi
     completion = (spec.generation or Generation()).max_completion_length
     prompt = max(1, candidate.max_length - completion)
     token = kv_bytes(model, candidate.width)
-    prefill = sequences * prompt * (token + forward_transient(model, candidate))
+    prefill = sequences * prompt * (token + _running(spec, model, candidate))
     decoding = sequences * candidate.max_length * token * (1 + 1 / model.layers)
     # Logits in float32, scaled, and their softmax.
     return max(prefill, decoding) + 12.0 * sequences * model.vocabulary
+
+
+def _running(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
+    """Return the bytes per token that a layer holds while it runs: 8M+4H; 10M+4H with an adapter
+    whose output is scaled and added, and 12M+12H where that is done in float32.
+    """
+    inner, hidden = model.intermediate_size, model.hidden_size
+    if casts(spec, candidate):
+        return 12 * inner + 12 * hidden
+    tensors = 4 if spec.adapter.type == "full" else 5
+    return candidate.width * (tensors * inner + 2 * hidden)
 
 
 def kv_bytes(model: ModelFacts, width: int = 2) -> int:

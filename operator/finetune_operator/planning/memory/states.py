@@ -27,11 +27,6 @@ class States:
     kept_gradients: float
     """Of that, what is there throughout the step."""
 
-    @property
-    def total(self) -> float:
-        """What is held throughout the step, but for gradients."""
-        return self.weights + self.quantization + self.adapter + self.optimizer + self.reference
-
 
 def embeddings(spec: FineTuneJobSpec, model: ModelFacts) -> int:
     """Return the weights of the embedding and of the output head; a reward model has no head."""
@@ -82,9 +77,11 @@ def _with_adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate
     width = 2 if bf16 and candidate.precision != "float32" else 4
     zero = candidate.strategy in {"zero2", "zero3"}
     gradients = {"zero2": 6.0, "zero3": 4.0}.get(candidate.strategy, float(width)) * count
-    base, constants = _quantised(spec, model, candidate) if quantised else (None, 0.0)
+    base, constants = float(candidate.width * weights(spec, model)), 0.0
+    if quantised:
+        base, constants = _quantised(spec, model, candidate)
     return States(
-        weights=candidate.width * weights(spec, model) if base is None else base,
+        weights=base,
         quantization=constants,
         adapter=float(width * count),
         optimizer=(12.0 if zero else 2.0 * width) * count,
@@ -149,13 +146,14 @@ def _sharded(
     spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, whole: States
 ) -> States:
     """Whole on every GPU: the layer at work, the one fetched ahead, what is outside of the layers,
-    and the gradients of one layer on their way to their shards.
+    and the gradients of one layer, with their copy on the way to their shards.
     """
     count, width = candidate.gpus, candidate.width
     outside = embeddings(spec, model)
     layer = width * (weights(spec, model) - outside) / model.layers
     trains_all = spec.adapter.type == "full"
-    gradients = whole.gradients / count + (layer if trains_all else whole.gradients / model.layers)
+    passing = layer if trains_all else whole.gradients / model.layers
+    gradients = whole.gradients / count + 2 * passing
     return States(
         weights=whole.weights / count + 2 * layer + width * outside,
         quantization=whole.quantization,
