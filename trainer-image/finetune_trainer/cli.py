@@ -164,7 +164,7 @@ def _end(termination_log: Path, result: Result, failure: JobFailure | None = Non
     log.info("ended", extra=logs.fields(reason=result.reason, detail=result.message))
     # Of several processes the first failure counts: those of the others follow from it.
     is_first_failure = failure is not None and not termination_log.read_text()
-    if is_first_failure or (failure is None and environment.is_first_process()):
+    if is_first_failure or (failure is None and environment.is_first_of_pod()):
         termination_log.write_text(result.to_message())
     return 0 if failure is None else failure.exit_code
 

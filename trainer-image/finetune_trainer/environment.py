@@ -60,6 +60,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ
 
 
+def is_first_of_pod() -> bool:
+    """Tell whether this process speaks for its pod in the termination message."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def is_first_process() -> bool:
     """Tell whether this is the process of rank 0, which serves and writes for all."""
     return os.environ.get("RANK", "0") == "0"
