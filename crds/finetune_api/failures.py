@@ -20,6 +20,8 @@ class RetryClass(StrEnum):
     """The next attempt needs a smaller plan: counts against runPolicy.backoffLimit."""
     PREEMPTED = "Preempted"
     """Not the job's fault: the next attempt starts at once and does not count."""
+    ROLLBACK = "Rollback"
+    """The next attempt starts from an earlier checkpoint: counts against stability.maxRollbacks."""
 
 
 class Reason(StrEnum):
@@ -102,7 +104,7 @@ FAILURES: Final[dict[Reason, Failure]] = {
         _U, 81, "Lower training.learningRate, and look at status.stability for the rule that fired."
     ),
     Reason.ROLLED_BACK: Failure(
-        _A,
+        RetryClass.ROLLBACK,
         82,
         "Training goes on from the last good checkpoint, past the bad data and with a lower"
         " learning rate.",

@@ -14,6 +14,8 @@ _RETRY = {
     RetryClass.TRANSIENT: "Tried again; counts against `runPolicy.backoffLimit`.",
     RetryClass.ADAPT: "Tried again with a smaller plan; counts against `runPolicy.backoffLimit`.",
     RetryClass.PREEMPTED: "Tried again at once from the last checkpoint; does not count.",
+    RetryClass.ROLLBACK: "Tried again at once from an earlier checkpoint, at most"
+    " `stability.maxRollbacks` times.",
 }
 
 

@@ -1,7 +1,7 @@
 """The spec of a FineTuneJob: what the user asks for."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ from finetune_api.training import Adapter, Checkpointing, Evaluation, Lora, Quan
 
 __all__ = [
     "FORMATS",
+    "ONLINE",
+    "SHARDED",
     "TRAINING_FIELDS",
     "Adapter",
     "Checkpointing",
@@ -69,6 +71,12 @@ class Method(StrEnum):
     EBFT = "ebft"
 
 
+ONLINE: Final = (Method.GRPO, Method.EBFT)
+"""Methods that train on the model's own answers to the prompts of the data."""
+
+SHARDED: Final = ("fsdp", "zero2", "zero3")
+"""Strategies that spread more than the batch over the GPUs."""
+
 _PAIRS = (DatasetFormat.PREFERENCE,)
 _DEMONSTRATIONS = (
     DatasetFormat.CHAT,
@@ -105,7 +113,7 @@ def _format_rule(method: Method, formats: tuple[DatasetFormat, ...]) -> Rule:
     )
 
 
-_ONLINE = "self.method in ['grpo', 'ebft']"
+_ONLINE = f"self.method in {[method.value for method in ONLINE]}"
 _BY_ONE_METHOD = [
     forbidden(
         f"self.method == '{method}'",
@@ -222,8 +230,8 @@ class StabilityPolicy(ApiModel):
     """What happens when training becomes unstable."""
 
     policy: Literal["Warn", "Halt", "Rollback"] = "Warn"
-    """Warn: report it; Halt: stop with a checkpoint and fail; Rollback: go back to the last good
-    checkpoint, skip the bad data, lower the learning rate."""
+    """Warn: report it; Halt: fail, and keep the last good checkpoint; Rollback: go back to the last
+    good checkpoint, skip the bad data, lower the learning rate."""
     max_rollbacks: int = Field(default=2, ge=0, le=10)
     """Rollbacks after which the job fails."""
     learning_rate_factor: float = Field(default=0.5, gt=0, le=1)

@@ -109,7 +109,7 @@ class DatasetFacts(ApiModel):
     tokens: int = Field(ge=0)
     """Training tokens in all."""
     max_tokens: int = Field(ge=0)
-    """Longest row in tokens."""
+    """Longest row in tokens; of prompts with the longest completion that the model may write."""
     mean_tokens: float = Field(ge=0)
     """Mean row in tokens."""
     p95_tokens: int = Field(ge=0)
@@ -304,6 +304,8 @@ class ModelStart(ApiModel):
     """Secret for the base."""
     merge: list[str] = Field(default=[], max_length=16)
     """Adapters, as pvc://, that are merged into the base, in this order."""
+    weights_bytes: int | None = Field(default=None, ge=0)
+    """Size of the weights that adapters are merged into; unset when none are."""
     adapter: str | None = None
     """Adapter, as pvc://, that training continues."""
 
@@ -340,7 +342,7 @@ class FineTuneJobStatus(ApiModel):
     """When the job first became active, or active again after a suspension."""
     finish_time: datetime | None = None
     """When it succeeded or failed."""
-    starts: dict[str, ModelStart] = Field(default={}, max_length=16)
+    starts: dict[str, ModelStart] = Field(default={}, max_length=17)
     """What each source of the form job://NAME stood for when the job began, by that source."""
     preparation: Preparation | None = None
     """Facts that the plan rests on."""

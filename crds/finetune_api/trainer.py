@@ -57,6 +57,8 @@ class Result(ApiModel):
     """One sentence: what was found, what was expected, what to do."""
     step: int | None = None
     """Last optimizer step."""
+    checkpoint_step: int | None = None
+    """With a failure: step of the newest complete checkpoint."""
     metrics: Measurements = Field(default={})
     """Last metrics by their TRL names; eval_loss_before is the held-out loss before training."""
     measured: Measurements = Field(default={})
@@ -85,7 +87,8 @@ class Result(ApiModel):
         """Return JSON of at most 4096 bytes, the kubelet's limit.
 
         The message is cut first; if that is not enough, metrics of training go, then
-        old stability findings, then metrics of evaluations, then the measurements.
+        stability findings, the mildest first and of those the oldest, then metrics of
+        evaluations, then the measurements.
         """
         for smaller in self._smaller():
             text = smaller._fitting()  # noqa: SLF001 - a copy of itself
@@ -98,12 +101,7 @@ class Result(ApiModel):
         held_out = {name: value for name, value in self.metrics.items() if "eval_" in name}
         kept = self.model_copy(update={"metrics": held_out})
         yield kept
-        findings = self.stability.findings if self.stability else []
-        for dropped in range(1, len(findings) + 1):
-            # The newest are last.
-            stability = self.stability and self.stability.model_copy(
-                update={"findings": findings[dropped:]}
-            )
+        for stability in _shorter(self.stability):
             kept = kept.model_copy(update={"stability": stability})
             yield kept
         for name in ("metrics", "measured"):
@@ -126,6 +124,17 @@ class Result(ApiModel):
     def _dump(self, message: str) -> str:
         fields = self.to_json() | {"message": message}
         return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+def _shorter(stability: Stability | None) -> Iterator[Stability]:
+    """Yield it with ever fewer findings; the verdict stays."""
+    if stability is None:
+        return
+    findings = list(stability.findings)
+    severities = ("Info", "Warning", "Critical")
+    for finding in sorted(findings, key=lambda one: severities.index(one.severity)):
+        findings.remove(finding)
+        yield stability.model_copy(update={"findings": list(findings)})
 
 
 class ProgressReport(ApiModel):

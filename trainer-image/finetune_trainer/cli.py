@@ -156,8 +156,13 @@ def _failed(
         from finetune_trainer.run import record
 
         measured = record(board, MetricsLog(Paths(workspace, workspace, workspace).metrics))
-    rollback = failure.rollback if isinstance(failure, RolledBack) else None
-    return Result.failed(failure.reason, failure.message, rollback=rollback, **measured)
+    return Result.failed(
+        failure.reason,
+        failure.message,
+        checkpoint_step=board.progress.checkpoint_step if board is not None else None,
+        rollback=failure.rollback if isinstance(failure, RolledBack) else None,
+        **measured,
+    )
 
 
 def _end(termination_log: Path, result: Result, failure: JobFailure | None = None) -> int:

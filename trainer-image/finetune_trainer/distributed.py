@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
+from torch.distributed.distributed_c10d import _get_default_store
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -31,12 +35,23 @@ _START = timedelta(minutes=30)
 """How long the first process waits for the last: its node may still pull the image."""
 
 _COLLECTIVE = timedelta(minutes=15)
-"""How long a process waits in a collective, such as while the first writes a checkpoint."""
+"""How long a process waits in a collective, for others that do the same work."""
+
+_WRITING = timedelta(hours=6)
+"""How long the others wait for what the first does alone: checksums, merging, writing a model."""
 
 _CAUSE_SECONDS = 60
 """How long a process that has lost another waits to be ended with it."""
 
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection was likely closed",
+    "Broken pipe",
+    "NCCL",
+)
+
+_waits = count()
 
 
 def has_several(plan: Plan) -> bool:
@@ -96,6 +111,38 @@ def after_the_cause() -> Iterator[None]:
             log.warning("another process ended", extra=fields(detail=str(error).splitlines()[0]))
             time.sleep(_CAUSE_SECONDS)
         raise
+
+
+def wait_for_first() -> None:
+    """Wait until the first process comes here too, longer than a collective may take.
+
+    All must call it. Raises RuntimeError when the first process is lost.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    # A copy, as waiting holds the connection.
+    store = _get_default_store().clone()  # type: ignore[attr-defined]
+    key = f"first-{next(_waits)}"
+    if torch.distributed.get_rank() == 0:
+        store.set(key, "here")
+    store.wait([key], _WRITING)
+    torch.distributed.barrier()
+
+
+def load_alone() -> None:
+    """Let this process load a model that the others do not: ZeRO-3 would wait for their parts."""
+    unset_hf_deepspeed_config()
+
+
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Raise JobFailure when other than that many processes have written a checkpoint."""
+    found = len(list(checkpoint.glob("rng_state*.pth")))
+    if found != processes:
+        raise JobFailure(
+            Reason.CONFIG_INVALID,
+            f"{checkpoint.name} was written by {found} processes, but {processes} would go on "
+            "from it: set resources.gpu.count as it was, or make a new job.",
+        )
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -12,6 +12,10 @@ BEFORE = "_before"
 """How results end the names of what was measured on held-out rows before training."""
 
 
+_NOT_FINITE = "notFinite"
+"""Key of a line's values that JSON has no numbers for, as words: nan, inf or -inf."""
+
+
 class MetricsLog:
     """One JSON object per line: step, and metrics by their TRL names."""
 
@@ -29,9 +33,7 @@ class MetricsLog:
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Add one line."""
-        # JSON has no NaN: a gradient norm that is infinite for one step is left out.
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        entry = {"step": step, **finite}
+        entry = {"step": step, **values}
         self.entries.append(entry)
         with self.path.open("a") as stream:
             stream.write(_line(entry))
@@ -44,7 +46,7 @@ class MetricsLog:
             os.close(descriptor)
 
     def find(self, step: int, name: str) -> float | None:
-        """Return a metric of one step."""
+        """Return a metric of one step; None when it was not logged."""
         for entry in self.entries:
             if entry["step"] == step and name in entry:
                 return float(entry[name])
@@ -53,7 +55,8 @@ class MetricsLog:
     def summary(self) -> dict[str, float]:
         """Return the newest value of every metric, and of held-out ones that before training too.
 
-        Those end in BEFORE. Values have six digits: a result must be short.
+        Those end in BEFORE. Values have six digits: a result must be short. A metric whose newest
+        value is no finite number is left out.
         """
         newest: dict[str, float] = {}
         before: dict[str, float] = {}
@@ -64,7 +67,7 @@ class MetricsLog:
                 before |= {
                     f"{key}{BEFORE}": values[key] for key in values if key.startswith("eval_")
                 }
-        return newest | before
+        return {name: value for name, value in (newest | before).items() if math.isfinite(value)}
 
 
 def _short(value: float) -> float:
@@ -77,12 +80,17 @@ def _read(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in path.read_text().splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             # The last line of a process that was killed while it wrote.
             break
+        words = entry.pop(_NOT_FINITE, {})
+        entries.append(entry | {name: float(word) for name, word in words.items()})
     return entries
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, allow_nan=False) + "\n"
+    words = {name: str(value) for name, value in entry.items() if not math.isfinite(value)}
+    finite = {name: value for name, value in entry.items() if name not in words}
+    marked = {_NOT_FINITE: words} if words else {}
+    return json.dumps(finite | marked, allow_nan=False) + "\n"

@@ -18,6 +18,11 @@ class PeakMemory:
     used: float | None = None
     """What is in use on the GPU now, by whatever process."""
 
+    def measured(self) -> dict[str, float]:
+        """Return what a result says, in GiB: host_memory_gib, and gpu_memory_gib (reserved)."""
+        peaks = {"host_memory_gib": self.host, "gpu_memory_gib": self.reserved}
+        return {name: peak / 2**30 for name, peak in peaks.items() if peak is not None}
+
 
 def peak_memory() -> PeakMemory:
     """Return what is known now; never loads torch nor touches a GPU that is not in use yet."""

@@ -150,7 +150,7 @@ class Training:
         answers = self._answers()
         if self.is_main:
             write_json(self.paths.answers_before, answers)
-        self._wait()
+        distributed.wait_for_first()
 
     def _answers(self) -> list[str]:
         """Return the answers to the sample prompts; a sharded model takes all processes."""
@@ -183,6 +183,9 @@ class Training:
         if self.is_main:
             carry_out(self.config.rollbacks, self.checkpoints, self.metrics)
         found = self.checkpoints.newest_complete() if self.is_main else None
+        if found is not None:
+            distributed.check_processes(found, self.trainer.args.world_size)
+        distributed.wait_for_first()
         checkpoint: Path | None = distributed.first_says(found)
         return checkpoint
 
@@ -220,7 +223,7 @@ class Training:
         """Write the artifact and return the result; other ranks only give their part of it."""
         weights = distributed.gather_weights(self.trainer, self.plan, self.device.dtype)
         result = self._export(weights) if self.is_main else Result.succeeded()
-        self._wait()
+        distributed.wait_for_first()
         self.board.update(activity="Done")
         distributed.leave()
         return result
@@ -316,6 +319,7 @@ class Training:
 
     def _unquantised(self, adapter: Path) -> Any:
         """Return the adapter on the base as stored: 4 bits would lose what it learned."""
+        distributed.load_alone()
         base = load_whole(self.paths.model, self.config.spec, self.device.dtype)
         return PeftModel.from_pretrained(base, str(adapter))
 
@@ -326,9 +330,6 @@ class Training:
                 label, before, after = measure.meaning.label, measure.before, measure.after
                 text += f"; {label} {before:.4f} before, {after:.4f} after"
         return text
-
-    def _wait(self) -> None:
-        self.trainer.accelerator.wait_for_everyone()
 
 
 def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:

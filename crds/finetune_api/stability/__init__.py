@@ -11,7 +11,7 @@ from finetune_api.spec import Method
 from finetune_api.stability.general import GRADIENT, NOT_FINITE
 from finetune_api.stability.offline import LOSS, PREFERENCES, REWARD_MODEL
 from finetune_api.stability.online import ENERGY, POLICY
-from finetune_api.stability.rule import SKIPPED, StabilityRule
+from finetune_api.stability.rule import SKIPPED, Severity, StabilityRule
 from finetune_api.status import Finding, Stability
 
 __all__ = ["QUIET", "SKIPPED", "STABILITY_RULES", "StabilityRule", "rules_of", "stability_of"]
@@ -36,11 +36,17 @@ def rules_of(method: Method) -> list[StabilityRule]:
 
 
 def stability_of(findings: list[Finding], limit: int = 16) -> Stability:
-    """Return the verdict on findings, oldest first, and the newest of them."""
+    """Return the verdict on findings, oldest first, and of too many the gravest and newest."""
     severities = {finding.severity for finding in findings}
     verdict: Literal["Stable", "Warning", "Unstable"] = "Stable"
     if "Critical" in severities:
         verdict = "Unstable"
     elif "Warning" in severities:
         verdict = "Warning"
-    return Stability(verdict=verdict, findings=findings[-limit:])
+    places = sorted(range(len(findings)), key=lambda place: _GRAVITY[findings[place].severity])
+    # Sorting is stable: of equal gravity the oldest are left out.
+    kept = [findings[place] for place in sorted(places[-limit:])]
+    return Stability(verdict=verdict, findings=kept)
+
+
+_GRAVITY: Final[dict[Severity, int]] = {"Info": 0, "Warning": 1, "Critical": 2}

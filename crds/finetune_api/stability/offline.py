@@ -1,5 +1,7 @@
 """What is watched where the data is given: losses, preferences, reward models."""
 
+from dataclasses import replace
+
 from finetune_api.detection import Above, AboveBest, AboveStart, Below, Spike, Trend
 from finetune_api.spec import Method
 from finetune_api.stability.rule import (
@@ -15,111 +17,64 @@ from finetune_api.stability.rule import (
 # A batch of pairs has a noisy loss: a few hard pairs are no instability.
 PAIRED = (*PREFERENCE, *REWARD)
 
+
+def _spikes(
+    prefix: str, methods: tuple[Method, ...], over_start: float
+) -> tuple[StabilityRule, ...]:
+    """Return the rules on a loss that stands out, once and again and again; see Spike."""
+    jump = StabilityRule(
+        f"{prefix}loss-jump",
+        "loss",
+        methods,
+        Spike(factor=3, window=10, over_start=over_start),
+        "Warning",
+        "One step's loss is a multiple of those before it.",
+        "halve training.learningRate or raise training.warmupRatio; look at the step's rows",
+        "PyTorch Lightning, SpikeDetection (3 times the running mean of 10); Axolotl: jump 2-10x",
+        "no jumps",
+        warm_up=10,
+        covers=(f"{prefix}loss-spike",),
+    )
+    spike = replace(
+        jump,
+        name=f"{prefix}loss-spike",
+        condition=Spike(factor=1.5, window=128, sigma=6, over_start=over_start),
+        meaning="One step's loss is far outside the spread of those before it.",
+        source="OLMo-core, SkipStepOptimizer: mean + 6 sigma, window 128, active from 64",
+        healthy="no spikes",
+        warm_up=64,
+        covers=(),
+    )
+    jumps = replace(
+        jump,
+        name=f"{prefix}loss-jumps-repeated",
+        severity="Critical",
+        meaning="The loss jumps again and again, or stays up: data has turned bad, or training "
+        "diverges.",
+        advice="look at the rows of these steps; lower training.learningRate two to five times",
+        source="design rule: 3 jumps in 20 steps",
+        times=3,
+        within=20,
+        covers=(jump.name, spike.name, f"{prefix}loss-spikes-repeated", "loss-above-start"),
+    )
+    spikes = replace(
+        spike,
+        name=f"{prefix}loss-spikes-repeated",
+        severity="Critical",
+        meaning="Spikes of the loss follow each other: training is about to diverge.",
+        advice="lower training.learningRate two to five times",
+        source="design rule: 3 spikes in 100 steps",
+        times=3,
+        within=100,
+        covers=(spike.name, "loss-above-start"),
+    )
+    return jump, jumps, spike, spikes
+
+
 LOSS = (
-    StabilityRule(
-        "loss-jump",
-        "loss",
-        SFT,
-        Spike(factor=3, window=10),
-        "Warning",
-        "One step's loss is a multiple of those before it.",
-        "halve training.learningRate or raise training.warmupRatio; look at the step's rows",
-        "PyTorch Lightning, SpikeDetection (3 times the running mean of 10); Axolotl: jump 2-10x",
-        "no jumps",
-        warm_up=10,
-    ),
-    StabilityRule(
-        "loss-jumps-repeated",
-        "loss",
-        SFT,
-        Spike(factor=3, window=10),
-        "Critical",
-        "The loss jumps again and again, or stays up: data has turned bad, or training diverges.",
-        "look at the rows of these steps; lower training.learningRate two to five times",
-        "design rule: 3 jumps in 20 steps",
-        "no jumps",
-        warm_up=10,
-        times=3,
-        within=20,
-    ),
-    StabilityRule(
-        "loss-spike",
-        "loss",
-        SFT,
-        Spike(factor=1.5, window=128, sigma=6),
-        "Warning",
-        "One step's loss is far outside the spread of those before it.",
-        "halve training.learningRate or raise training.warmupRatio; look at the step's rows",
-        "OLMo-core, SkipStepOptimizer: mean + 6 sigma, window 128, active from 64",
-        "no spikes",
-        warm_up=64,
-    ),
-    StabilityRule(
-        "loss-spikes-repeated",
-        "loss",
-        SFT,
-        Spike(factor=1.5, window=128, sigma=6),
-        "Critical",
-        "Spikes of the loss follow each other: training is about to diverge.",
-        "lower training.learningRate two to five times",
-        "design rule: 3 spikes in 100 steps",
-        "no spikes",
-        warm_up=64,
-        times=3,
-        within=100,
-    ),
-    StabilityRule(
-        "preference-loss-jump",
-        "loss",
-        PAIRED,
-        Spike(factor=3, window=10, over_start=2),
-        "Warning",
-        "One step's loss is a multiple of those before it.",
-        "halve training.learningRate or raise training.warmupRatio; look at the step's rows",
-        "PyTorch Lightning, SpikeDetection (3 times the running mean of 10); Axolotl: jump 2-10x",
-        "no jumps",
-        warm_up=10,
-    ),
-    StabilityRule(
-        "preference-loss-jumps-repeated",
-        "loss",
-        PAIRED,
-        Spike(factor=3, window=10, over_start=2),
-        "Critical",
-        "The loss jumps again and again, or stays up: data has turned bad, or training diverges.",
-        "look at the rows of these steps; lower training.learningRate two to five times",
-        "design rule: 3 jumps in 20 steps",
-        "no jumps",
-        warm_up=10,
-        times=3,
-        within=20,
-    ),
-    StabilityRule(
-        "preference-loss-spike",
-        "loss",
-        PAIRED,
-        Spike(factor=1.5, window=128, sigma=6, over_start=2),
-        "Warning",
-        "One step's loss is far outside the spread of those before it.",
-        "halve training.learningRate or raise training.warmupRatio; look at the step's rows",
-        "OLMo-core, SkipStepOptimizer: mean + 6 sigma, window 128, active from 64",
-        "no spikes",
-        warm_up=64,
-    ),
-    StabilityRule(
-        "preference-loss-spikes-repeated",
-        "loss",
-        PAIRED,
-        Spike(factor=1.5, window=128, sigma=6, over_start=2),
-        "Critical",
-        "Spikes of the loss follow each other: training is about to diverge.",
-        "lower training.learningRate two to five times",
-        "design rule: 3 spikes in 100 steps",
-        "no spikes",
-        warm_up=64,
-        times=3,
-        within=100,
-    ),
+    *_spikes("", SFT, over_start=1),
+    # A loss that training has made tiny is many times its mean for one hard pair.
+    *_spikes("preference-", PAIRED, over_start=2),
     StabilityRule(
         "loss-diverged",
         "loss",
@@ -133,6 +88,7 @@ LOSS = (
         warm_up=10,
         times=10,
         within=10,
+        covers=("loss-shifted", "loss-above-start"),
     ),
     StabilityRule(
         "loss-shifted",
@@ -147,6 +103,7 @@ LOSS = (
         warm_up=30,
         times=10,
         within=10,
+        covers=("loss-above-start",),
     ),
     StabilityRule(
         "loss-above-start",

@@ -50,6 +50,8 @@ class StabilityRule:
     """Abnormal values that make a finding."""
     within: int = 1
     """Newest values among which they are counted; equal to times: all in a row."""
+    covers: tuple[str, ...] = ()
+    """Rules about the same metric, none of them graver, that add nothing once this one fired."""
 
     def watches(self, metric: str) -> bool:
         """Tell whether the rule is about a metric, by its TRL name."""

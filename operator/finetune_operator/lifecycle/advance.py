@@ -6,7 +6,7 @@ from typing import Final
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
-from finetune_operator.lifecycle.chains import merged_bytes, sources_ready
+from finetune_operator.lifecycle.chains import sources_ready
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_problem
@@ -83,14 +83,14 @@ def _start(draft: Draft) -> None:
         draft.say(phase, f"{last.reason}: {last.message} Trying again at {due:%H:%M:%S} UTC.")
         draft.wake_at(due)
         return
-    prepared = draft.status.plan is not None
-    launch = _launch(draft, trainer=prepared)
+    plan = draft.status.plan
+    launch = _launch(draft, trainer=plan is not None)
     if launch.number > 1 and not draft.confirmed:
         draft.confirm = True
         return
     draft.launch = launch
-    draft.begin(launch.role, launch.number, draft.stamp)
-    if prepared:
+    draft.begin(launch.role, launch.number, draft.stamp, plan)
+    if plan is not None:
         _starting(draft)
     else:
         draft.say(Phase.PREPARING, "Fetching and checking model and data.")
@@ -123,7 +123,8 @@ def _prepare_memory(draft: Draft) -> str:
     adapters are merged into is in memory whole.
     """
     too_small = sum(one.reason == Reason.HOST_OUT_OF_MEMORY for one in draft.attempts)
-    merging = _MERGE_FACTOR * merged_bytes(draft) / GIB
+    sizes = [start.weights_bytes or 0 for start in draft.status.starts.values()]
+    merging = _MERGE_FACTOR * max(sizes, default=0) / GIB
     return from_gib((to_gib(_PREPARE_MEMORY) + merging) * 1.5**too_small)
 
 

@@ -68,11 +68,11 @@ def sources_ready(draft: Draft) -> bool:
     if draft.status.plan is not None:
         return True
     named = named_jobs(draft.job.spec)
-    # What was edited may mean another model, or another use of the same one.
-    edited = draft.job.generation != draft.status.observed_generation
-    known = without_found(draft) if edited else draft.status.starts
-    sources = {JOB_SCHEME + name for name in named.values()}
-    starts = {source: start for source, start in known.items() if source in sources}
+    starts = {
+        source: start
+        for source, start in draft.status.starts.items()
+        if source.removeprefix(JOB_SCHEME) in named.values() and not _other_use(draft, source)
+    }
     draft.update(starts=starts)
     missing = {field: name for field, name in named.items() if JOB_SCHEME + name not in starts}
     if missing and not _look_up(draft, missing):
@@ -112,14 +112,21 @@ def without_found(draft: Draft) -> dict[str, ModelStart]:
     return {one: start for one, start in starts if one.removeprefix(JOB_SCHEME) not in draft.chain}
 
 
-def merged_bytes(draft: Draft) -> int:
-    """Return the size of the largest model that adapters are merged into; 0 when none is known."""
-    sizes = [0]
-    for source, start in draft.status.starts.items():
-        other = draft.chain.get(source.removeprefix(JOB_SCHEME))
-        if start.merge and other is not None and other.status.preparation is not None:
-            sizes.append(other.status.preparation.model.weights_bytes)
-    return max(sizes)
+def _other_use(draft: Draft, source: str) -> bool:
+    """Return whether the adapter of another job was found for another use than it now has.
+
+    As long as that job is there to be asked again. An edit of anything else leaves the models.
+    """
+    job = draft.job
+    edited = job.generation != draft.status.observed_generation
+    continues = draft.status.starts[source].adapter is not None
+    asked_again = source.removeprefix(JOB_SCHEME) in draft.chain
+    return edited and asked_again and continues != _goes_on(job, source)
+
+
+def _goes_on(job: Job, source: str) -> bool:
+    """Return whether the adapter of another job is trained on, and not merged."""
+    return source == job.spec.model.source and job.spec.model.job_adapter == "continue"
 
 
 def _asked_for(job: Job) -> list[str]:
@@ -172,9 +179,9 @@ def _look_up(draft: Draft, missing: Mapping[str, str]) -> bool:
         _say(draft, left)
         return False
     starts = dict(draft.status.starts)
-    for field, name in missing.items():
-        adapter = draft.job.spec.model.job_adapter if field == _MODEL else None
-        starts[JOB_SCHEME + name] = _start(draft.chain[name], go_on=adapter == "continue")
+    for name in missing.values():
+        source = JOB_SCHEME + name
+        starts[source] = _start(draft.chain[name], go_on=_goes_on(draft.job, source))
     draft.update(starts=starts)
     return True
 
@@ -227,7 +234,13 @@ def _start(other: Job, *, go_on: bool) -> ModelStart:
     own = _own_start(other)
     if go_on:
         return own.model_copy(update={"adapter": artifact.uri})
-    return own.model_copy(update={"adapter": None, "merge": [*own.merge, artifact.uri]})
+    facts = other.status.preparation
+    return ModelStart(
+        base=own.base,
+        secret=own.secret,
+        merge=[*own.merge, artifact.uri],
+        weights_bytes=facts.model.weights_bytes if facts is not None else own.weights_bytes,
+    )
 
 
 def _own_start(job: Job) -> ModelStart:

@@ -8,9 +8,15 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Attempt, Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.status import (
+    Attempt,
+    Condition,
+    ConditionType,
+    FineTuneJobStatus,
+    Phase,
+    Plan,
+)
 from finetune_api.trainer import ProgressReport
 from finetune_operator.lifecycle.job import Job, same_training
 from finetune_operator.lifecycle.pods import Pod
@@ -125,9 +131,14 @@ class Draft:
         index = self.attempts.index(attempt)
         self.attempts[index] = attempt.model_copy(update={"finish_time": self.stamp, **fields})
 
-    def begin(self, role: Literal["prepare", "trainer"], number: int, started: datetime) -> None:
-        """Record the start of an attempt."""
-        plan = self.status.plan if role == names.TRAINER_ROLE else None
+    def begin(
+        self,
+        role: Literal["prepare", "trainer"],
+        number: int,
+        started: datetime,
+        plan: Plan | None,
+    ) -> None:
+        """Record the start of an attempt; plan is what a training run runs with."""
         self.attempts.append(
             Attempt(
                 role=role,

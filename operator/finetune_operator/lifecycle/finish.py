@@ -44,12 +44,12 @@ def reopened(draft: Draft) -> bool:
 
 
 def expire(draft: Draft) -> None:
-    """Delete the job when it has been finished for as long as its TTL."""
+    """Delete the job when it has been finished for as long as its TTL; not if its model is awaited."""
     ttl, finished = draft.job.spec.run_policy.ttl_seconds_after_finished, draft.status.finish_time
     if ttl is None or finished is None:
         return
     due = finished + timedelta(seconds=ttl)
-    if draft.now >= due and draft.awaited:
+    if draft.now >= due and draft.awaited and draft.status.phase is Phase.SUCCEEDED:
         draft.wake_at(draft.now + _AWAITED)
     elif draft.now >= due:
         draft.delete_job = True

@@ -8,6 +8,8 @@ from finetune_api.failures import FAILURES, Reason, RetryClass, reason_of_exit_c
 from finetune_api.trainer import Result
 from finetune_operator.lifecycle.pods import Pod, Termination
 
+_OWN = {RetryClass.USER, RetryClass.ROLLBACK}
+"""What the trainer alone can say, and what happens to its pod meanwhile does not change."""
 _NODE_LOST = {"NodeLost", "DeletionByPodGC", "DeletionByTaintManager"}
 
 
@@ -29,7 +31,7 @@ class Outcome:
     @property
     def may_just_stop(self) -> bool:
         """Whether it is as good as a stop while the job is suspended: nothing follows from it."""
-        return self.retry is not RetryClass.USER and self.reason is not Reason.ROLLED_BACK
+        return self.retry not in _OWN
 
 
 def outcome_of(pod: Pod) -> Outcome | None:
@@ -39,25 +41,25 @@ def outcome_of(pod: Pod) -> Outcome | None:
     end = pod.termination
     result = _result(end)
     if end is not None and end.exit_code == 0 and pod.phase == "Succeeded":
-        return _success(result)
+        return _success(pod, result)
     exit_code = end.exit_code if end else None
     reason, message = _failure(pod, end, result)
     return Outcome(reason, message, exit_code, result)
 
 
-def _success(result: Result | None) -> Outcome:
-    if result is None or result.reason != "Succeeded":
+def _success(pod: Pod, result: Result | None) -> Outcome:
+    # What was made, the first of an attempt's pods says for all.
+    if pod.rank == 0 and (result is None or result.reason != "Succeeded"):
         message = (
             "The container ended with exit code 0 but without a result in its termination message."
         )
         return Outcome(Reason.INTERNAL_ERROR, message, 0)
-    return Outcome(None, result.message, 0, result)
+    return Outcome(None, exit_code=0, result=result)
 
 
 def _failure(pod: Pod, end: Termination | None, result: Result | None) -> tuple[Reason, str]:
     said = _said(result)
-    if said is not None and FAILURES[said[0]].retry is RetryClass.USER:
-        # The job's own fault stays its fault, whatever happened to the pod afterwards.
+    if said is not None and FAILURES[said[0]].retry in _OWN:
         return said
     return _disruption(pod, end) or said or _unsaid(pod, end)
 
@@ -113,6 +115,9 @@ def _said(result: Result | None) -> tuple[Reason, str] | None:
 
 def _last_words(end: Termination) -> str:
     lines = [line.strip() for line in end.message.splitlines()]
+    if lines and lines[0].endswith("}"):
+        # The kubelet takes the end of the log: the first line may be the rest of one of JSON.
+        del lines[0]
     # The trainer's own log lines are JSON and tell of progress; what ended it is plain text.
     lines = [line for line in lines if line and not line.startswith("{")]
     return f": {lines[-1][:300]}" if lines else ""

@@ -16,7 +16,7 @@ _LONGEST: Final = timedelta(seconds=300)
 def next_start(attempts: Sequence[Attempt], failures: int) -> datetime | None:
     """Return when the attempt after the last one may start; None is at once."""
     last = attempts[-1] if attempts else None
-    if last is None or last.state != "Failed" or last.reason == Reason.ROLLED_BACK:
+    if last is None or last.state != "Failed" or _retry(last) is RetryClass.ROLLBACK:
         return None
     if last.finish_time is None:
         raise ValueError(f"attempt {last.number} has failed but has no finishTime")
@@ -41,11 +41,11 @@ def _delay(tries: int) -> timedelta:
 
 
 def _preempted(attempt: Attempt) -> bool:
-    return (
-        attempt.state == "Failed"
-        and attempt.reason is not None
-        and FAILURES[Reason(attempt.reason)].retry is RetryClass.PREEMPTED
-    )
+    return attempt.state == "Failed" and _retry(attempt) is RetryClass.PREEMPTED
+
+
+def _retry(attempt: Attempt) -> RetryClass | None:
+    return None if attempt.reason is None else FAILURES[Reason(attempt.reason)].retry
 
 
 def _got_further(attempt: Attempt, earlier: Sequence[Attempt]) -> bool:

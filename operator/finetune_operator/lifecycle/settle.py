@@ -3,15 +3,17 @@
 from datetime import timedelta
 from typing import Final, Literal
 
+from pydantic import ValidationError
+
 from finetune_api import names
 from finetune_api.failures import FAILURES, Reason, RetryClass
 from finetune_api.status import Attempt, Checkpoint, ConditionType, Phase
-from finetune_api.trainer import Result
+from finetune_api.trainer import Result, TrainerConfig
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.outcome import Outcome, outcome_of
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.retry import MOST_FRUITLESS, fruitless
-from finetune_operator.lifecycle.stability import roll_back, show_stability
+from finetune_operator.lifecycle.stability import roll_back, show_last_words
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.status import final_progress, stopped_progress
 
@@ -41,12 +43,21 @@ def adopt(draft: Draft) -> None:
 def _adopt(draft: Draft, role: Literal["prepare", "trainer"], number: int) -> None:
     pods = [pod for pod in draft.pods if (pod.role, pod.attempt) == (role, number)]
     started = min(pod.created for pod in pods)
-    if draft.status.plan is None and not draft.outdated(pods):
-        config = pods[0].config
+    config = _config(pods[0])
+    if draft.status.plan is None and config is not None and not draft.outdated(pods):
         draft.update(starts=config.starts)
         if role == names.TRAINER_ROLE:
             draft.update(plan=config.plan, preparation=config.preparation)
-    draft.begin(role, number, started)
+    # Not the status's: that may lack what the attempt before has taught.
+    draft.begin(role, number, started, config.plan if config is not None else None)
+
+
+def _config(pod: Pod) -> TrainerConfig | None:
+    try:
+        return pod.config
+    except ValidationError:
+        # Made by a version of the operator that this one does not understand.
+        return None
 
 
 def settle(draft: Draft) -> None:
@@ -70,7 +81,7 @@ def fail(draft: Draft, reason: Reason, message: str, *, advised: bool = False) -
 
 
 def _outcome(draft: Draft, attempt: Attempt) -> Outcome | None:
-    """Return how an attempt ended: all its pods succeeded, or one of them did not."""
+    """Return how an attempt ended: as its first pod when all succeeded, else as one that failed."""
     pods = draft.pods_of(attempt)
     ends = [(pod, outcome_of(pod)) for pod in pods]
     failures = [
@@ -134,16 +145,17 @@ def _record(
     draft: Draft, attempt: Attempt, outcome: Outcome, *, state: Literal["Failed", "Stopped"]
 ) -> None:
     result = outcome.result
-    show_stability(draft, result.stability if result is not None else None)
+    show_last_words(draft, result.stability if result is not None else None)
     progress = draft.status.progress
     step = result.step if result is not None else None
     if step is None and progress is not None and attempt.role == names.TRAINER_ROLE:
         step = progress.step
-    if outcome.reason is Reason.PREEMPTED and result is not None and result.step is not None:
-        # The trainer wrote a checkpoint before it ended.
-        draft.update(
-            checkpoint=Checkpoint(step=result.step), progress=stopped_progress(progress, result)
-        )
+    checkpoint = result.checkpoint_step if result is not None else None
+    if result is not None and checkpoint is not None:
+        draft.update(checkpoint=Checkpoint(step=checkpoint))
+        # Also when it is not the outcome: the cluster's word may outrank the trainer's.
+        if result.reason == Reason.PREEMPTED:
+            draft.update(progress=stopped_progress(progress, checkpoint))
     draft.close(
         attempt,
         state=state,
@@ -184,7 +196,7 @@ def _plan(draft: Draft, result: Result) -> None:
 
 
 def _complete(draft: Draft, result: Result) -> None:
-    show_stability(draft, result.stability)
+    show_last_words(draft, result.stability)
     artifact = result.artifact
     where = f"The {artifact.kind} is at {artifact.uri}." if artifact else "The model is written."
     draft.say(Phase.SUCCEEDED, where)
@@ -209,7 +221,7 @@ def _failed(draft: Draft, attempt: Attempt, outcome: Outcome) -> None:
         # What the trainer says of the user's input names the fix; exit codes alone do not.
         fail(draft, reason, outcome.message, advised=outcome.result is not None)
         return
-    if reason is Reason.ROLLED_BACK:
+    if outcome.retry is RetryClass.ROLLBACK:
         why_not = roll_back(draft, outcome)
         if why_not is not None:
             fail(draft, Reason.TRAINING_UNSTABLE, why_not)

@@ -1,9 +1,14 @@
 """What follows from how stable training is: Events about findings, and rollbacks."""
 
+from typing import Final
+
 from finetune_api.failures import Reason
+from finetune_api.stability import stability_of
 from finetune_api.status import Checkpoint, Rollback, Stability
 from finetune_operator.lifecycle.draft import Draft
 from finetune_operator.lifecycle.outcome import Outcome
+
+_VERDICTS: Final = ("Stable", "Warning", "Unstable")
 
 
 def show_stability(draft: Draft, stability: Stability | None) -> None:
@@ -17,6 +22,23 @@ def show_stability(draft: Draft, stability: Stability | None) -> None:
             words = f"{finding.rule} at step {finding.step}: {finding.message} {finding.advice}"
             draft.event(f"Stability{finding.severity}", words, warning=True)
     draft.update(stability=stability)
+
+
+def show_last_words(draft: Draft, stability: Stability | None) -> None:
+    """Show what a result says: its message has room for few findings, so those known stay.
+
+    Unless it is better than what is known: then it is of a run that went back before those.
+    """
+    before = draft.status.stability
+    if stability is not None and before is not None and not _is_better(stability, before):
+        findings = {(one.rule, one.step): one for one in (*before.findings, *stability.findings)}
+        kept = stability_of(sorted(findings.values(), key=lambda one: one.step)).findings
+        stability = stability.model_copy(update={"findings": kept})
+    show_stability(draft, stability)
+
+
+def _is_better(one: Stability, other: Stability) -> bool:
+    return _VERDICTS.index(one.verdict) < _VERDICTS.index(other.verdict)
 
 
 def roll_back(draft: Draft, outcome: Outcome) -> str | None:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.spec import FineTuneJobSpec, Generation, Kto, Method
+from finetune_api.spec import FineTuneJobSpec, Kto, Method
 from finetune_api.status import Preparation
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.memory import Candidate, Precision, Strategy
 
 LARGEST_MICRO_BATCH: Final = 8
 _LONGEST_DEFAULT: Final = 4096
-_ONLINE: Final = {Method.GRPO, Method.EBFT}
 _SHARDED: Final = {"fsdp", "zero2", "zero3"}
 _PER_NODE: Final = (1, 2, 4, 8)
 _MORE_NODES: Final = (2, 4)
@@ -146,14 +145,14 @@ def compiles(spec: FineTuneJobSpec, preparation: Preparation) -> bool:
 
 
 def longest_sequence(spec: FineTuneJobSpec, preparation: Preparation) -> int:
-    """Return the longest sequence in tokens, with the completion where the rows are prompts."""
-    if spec.training.max_length is not None:
-        return spec.training.max_length
-    longest = min(_LONGEST_DEFAULT, preparation.model.max_positions)
-    tokens = preparation.dataset.max_tokens
-    if spec.method in _ONLINE:
-        tokens += (spec.generation or Generation()).max_completion_length
-    return max(1, min(tokens, longest))
+    """Return the longest sequence in tokens: no row is padded beyond the longest of the data.
+
+    Packed rows are filled to training.maxLength. Facts of prompts count the completion already.
+    """
+    asked, longest_row = spec.training.max_length, max(1, preparation.dataset.max_tokens)
+    if asked is not None and spec.training.packing:
+        return asked
+    return min(longest_row, asked or min(_LONGEST_DEFAULT, preparation.model.max_positions))
 
 
 def smallest_share(spec: FineTuneJobSpec) -> int:

@@ -26,17 +26,16 @@ def final_progress(progress: Progress | None, result: Result) -> Progress:
     )
 
 
-def stopped_progress(progress: Progress | None, result: Result) -> Progress | None:
-    """Return the progress at the checkpoint that a stopped trainer left; None if none was seen."""
-    if progress is None or result.step is None:
-        return progress
+def stopped_progress(progress: Progress | None, checkpoint: int) -> Progress | None:
+    """Return the progress at the checkpoint that a trainer left; None if none was seen."""
+    if progress is None:
+        return None
     total = progress.total_steps
-    steps = f"{result.step}/{total}" if total else progress.steps
     return progress.model_copy(
         update={
-            "step": result.step,
-            "steps": steps,
-            "checkpoint_step": result.step,
+            "step": checkpoint,
+            "steps": f"{checkpoint}/{total}" if total else progress.steps,
+            "checkpoint_step": checkpoint,
             "eta_seconds": None,
             "tokens_per_second": None,
         }

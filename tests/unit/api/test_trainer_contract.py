@@ -102,6 +102,19 @@ def test_metrics_of_training_and_old_findings_go_before_metrics_of_evaluations()
     assert 1 < len(read.stability.findings) < 16
 
 
+def test_the_gravest_findings_stay_longest() -> None:
+    severities: list[Any] = ["Critical", "Warning", "Info"] * 4
+    findings = [
+        Finding(rule="spike", severity=severity, step=n, message="m" * 200, advice="a" * 300)
+        for n, severity in enumerate(severities)
+    ]
+    stability = Stability(verdict="Unstable", findings=findings)
+    read = Result.model_validate_json(_result(stability=stability).to_message())
+    assert read.stability is not None
+    kept = [(finding.severity[0], finding.step) for finding in read.stability.findings]
+    assert kept == [("C", 0), ("C", 3), ("C", 6), ("W", 7), ("C", 9), ("W", 10)]
+
+
 def test_measurements_go_last() -> None:
     many = {f"a_metric_with_a_long_name_{i}": 1.5 for i in range(200)}
     read = Result.model_validate_json(_result(metrics=many, measured=many).to_message())

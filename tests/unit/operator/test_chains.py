@@ -336,6 +336,36 @@ def test_preparation_that_merges_has_room_for_the_whole_model() -> None:
     assert family.step("continued").launch.memory == "4Gi"
 
 
+def test_a_retry_that_merges_has_the_same_room_when_the_other_job_is_gone() -> None:
+    family = Family()
+    family.apply("first")
+    facts = make_preparation(weights_bytes=10 * 2**30).to_json()
+    family.lives["first"].body["status"] = {"preparation": facts}
+    family.end("first", "Succeeded")
+    second = family.apply("second", "job://first")
+    family.step("second")
+    del family.lives["first"]
+    gone = failure(Reason.SOURCE_UNAVAILABLE)
+    failed = make_pod("prepare", exit_code=69, result=gone, model=second.body["spec"]["model"])
+    family.step("second", 10, failed)
+    assert family.step("second", 20, failed).launch.memory == "16Gi"
+
+
+def test_an_edit_of_something_else_keeps_the_models_that_were_found() -> None:
+    family = Family()
+    family.apply("first")
+    family.end("first", "Succeeded")
+    model = {"source": "job://first"}
+    second = family.apply("second", **model)
+    family.step("second")
+    # Applied again, it has not made its model yet.
+    family.apply("first", "hf://a/b")
+    second.edit(training={"epochs": 2})
+    old = make_pod("prepare", exit_code=143, model=model)
+    assert family.step("second", 10, old).launch is not None
+    assert second.body["status"]["starts"]["job://first"]["base"] == "hf://Qwen/Qwen3-8B"
+
+
 def test_suspension_comes_before_waiting() -> None:
     family = Family()
     second = family.apply("second", "job://first", runPolicy={"suspend": True})
@@ -365,6 +395,13 @@ def test_a_job_whose_model_is_awaited_outlives_its_ttl() -> None:
     assert second is not None
     assert not awaits(second, "first")
     assert family.step("first", 15, awaited=False).delete_job
+
+
+def test_a_failed_job_does_not_outlive_its_ttl() -> None:
+    family = Family()
+    family.apply("first", runPolicy={"ttlSecondsAfterFinished": 0})
+    family.end("first", "Failed")
+    assert family.step("first", 5, awaited=True).delete_job
 
 
 def test_a_missing_claim_of_another_jobs_model_is_named() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.failures import FAILURES, Reason, RetryClass
-from finetune_api.status import Progress, Stability
+from finetune_api.status import Plan, Progress, Stability
 from finetune_api.trainer import ProgressReport, Result
 from finetune_operator.lifecycle import Pod
 from unit.operator.builders import (
@@ -101,6 +101,22 @@ def test_pods_without_a_record_are_adopted(role: str, pod: Any) -> None:
         decision = life.step(20, pod)
     assert decision.launch is None
     assert life.attempts()[-1][:3] == (role, 1, "Active")
+
+
+def test_an_adopted_attempt_tells_the_plan_that_it_runs_with() -> None:
+    """The operator died before it wrote the smaller plan that it had made the pods with."""
+    life = started(training={"batchSize": 2})
+    parts: dict[str, Any] = {"training": {"batchSize": 2}}
+    plan = Plan.model_validate(life.body["status"]["plan"])
+    smaller = plan.model_copy(update={"summary": "smaller"})
+    plain = make_pod(attempt=2, **parts)
+    config = plain.config.model_copy(update={"plan": smaller})
+    first = make_pod(exit_code=80, result=failure(Reason.GPU_OUT_OF_MEMORY))
+    life.step(70, prepared_pod(**parts), first, make_pod(attempt=2, running=True, config=config))
+    assert [one.get("plan") for one in life.body["status"]["attempts"]][1:] == [
+        plan.summary,
+        "smaller",
+    ]
 
 
 @pytest.mark.parametrize("reason", [r for r in Reason if FAILURES[r].retry is RetryClass.USER])
@@ -224,6 +240,14 @@ def test_last_line_of_the_log_is_told() -> None:
     life = started()
     life.step(60, prepared_pod(), make_pod(exit_code=1, result="Traceback:\nValueError: no\n"))
     assert "ValueError: no" in life.message
+
+
+def test_a_log_line_that_the_kubelet_cut_is_not_told() -> None:
+    life = started()
+    log = '99, "entropy": 1.5}\n{"level": "INFO", "message": "step"}\n'
+    life.step(60, prepared_pod(), make_pod(exit_code=137, result=log))
+    message = life.body["status"]["attempts"][-1]["message"]
+    assert message == "Pod job-trainer-1-0 ended with exit code 137."
 
 
 def test_the_jobs_own_fault_stays_its_fault_when_its_pod_is_evicted() -> None:
@@ -361,7 +385,8 @@ def test_suspend_stops_and_resume_continues() -> None:
     decision = life.step(31, prepared_pod(), make_pod(running=True, deleting=True))
     assert decision.delete == ()
 
-    stopped = make_pod(exit_code=75, result=failure(Reason.PREEMPTED, step=12), deleting=True)
+    words = failure(Reason.PREEMPTED, step=12, checkpoint_step=12)
+    stopped = make_pod(exit_code=75, result=words, deleting=True)
     life.step(40, prepared_pod(), stopped)
     assert life.phase == "Suspended"
     assert life.attempts()[-1][2] == "Stopped"
@@ -377,6 +402,23 @@ def test_suspend_stops_and_resume_continues() -> None:
     assert life.condition("Suspended")["status"] == "False"
     assert life.body["status"]["startTime"].endswith("12:00:50Z")
     assert "failures" not in life.body["status"] or life.body["status"]["failures"] == 0
+
+
+def test_a_stop_before_the_first_step_leaves_no_checkpoint() -> None:
+    life = started()
+    pod = make_pod(exit_code=75, result=failure(Reason.PREEMPTED, step=0))
+    life.step(40, prepared_pod(), pod)
+    assert "checkpoint" not in life.body["status"]
+
+
+def test_the_checkpoint_of_a_drained_pod_is_one_that_exists() -> None:
+    life = started()
+    words = failure(Reason.GPU_OUT_OF_MEMORY, step=55, checkpoint_step=50)
+    pod = make_pod(exit_code=80, result=words, disruption="EvictionByEvictionAPI")
+    life.step(60, prepared_pod(), pod)
+    assert life.attempts()[-1] == ("trainer", 1, "Failed", "Preempted")
+    assert life.body["status"]["attempts"][-1]["step"] == 55
+    assert life.body["status"]["checkpoint"] == {"step": 50}
 
 
 def test_suspended_pod_that_vanishes_is_no_failure() -> None:

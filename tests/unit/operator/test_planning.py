@@ -135,13 +135,29 @@ def test_a_paired_loss_keeps_two_sequences_together() -> None:
     assert (smaller.micro_batch_size, smaller.gradient_checkpointing) == (2, "selective")
 
 
-def test_prompts_leave_room_for_the_completion() -> None:
+@pytest.mark.parametrize(
+    ("training", "length"),
+    [
+        ({}, 900),
+        ({"maxLength": 512}, 512),
+        ({"maxLength": 2048}, 900),
+        ({"maxLength": 2048, "packing": True}, 2048),
+        ({"packing": True}, 900),
+    ],
+)
+def test_no_more_tokens_are_planned_for_than_the_longest_row_has(
+    training: dict[str, Any], length: int
+) -> None:
+    assert make_plan_of(training=training).max_length == length
+
+
+def test_the_longest_prompt_is_counted_with_its_completion_already() -> None:
     parts: dict[str, Any] = {
         "method": "grpo",
         "rewards": [{"name": "length", "builtin": "length"}],
         "generation": {"maxCompletionLength": 256},
     }
-    assert make_plan_of(**parts).max_length == 900 + 256
+    assert make_plan_of(**parts).max_length == 900
 
 
 def test_an_assumed_size_of_the_gpus_is_told() -> None:

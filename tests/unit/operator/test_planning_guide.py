@@ -21,12 +21,14 @@ REWARD = [{"name": "length", "builtin": "length"}]
 def preparation_of(model: str) -> Preparation:
     named = facts_of_name(f"hf://{model}")
     assert named is not None
-    return make_preparation().model_copy(update={"model": named[1]})
+    preparation = make_preparation()
+    rows = preparation.dataset.model_copy(update={"max_tokens": 1024})
+    return preparation.model_copy(update={"model": named[1], "dataset": rows})
 
 
 def plan_of(model: str, memory: str, *, batch: int = 32, **parts: Any) -> Plan:
     spec = make_spec(
-        training={"maxLength": 1024, "batchSize": batch},
+        training={"batchSize": batch},
         resources={"gpu": {"memory": memory}, "workspace": SHARED},
         **parts,
     )

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import Reason
-from unit.operator.builders import Life, failure, make_pod, prepared_pod, started
+from finetune_api.trainer import Result
+from unit.operator.builders import Life, failure, make_pod, prepared_pod, started, trained
 
 NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 RESOURCES = {
@@ -74,6 +75,23 @@ def test_a_pod_without_a_node_is_told_while_the_others_run() -> None:
     assert life.phase == "Starting"
     life.step(50, prepared, make_pod(running=True), make_pod(rank=1, running=True))
     assert (life.phase, life.condition("PodProblem")["status"]) == ("Running", "False")
+
+
+@pytest.mark.parametrize("words", [Result.succeeded(), None])
+def test_the_first_pod_says_what_was_made(words: Result | None) -> None:
+    life, prepared = two_pods()
+    first = make_pod(exit_code=0, result=trained(), finished=61)
+    life.step(70, prepared, make_pod(rank=1, exit_code=0, result=words), first)
+    assert (life.phase, life.events[-1]) == ("Succeeded", "Succeeded")
+    assert life.body["status"]["artifact"]["uri"] == "pvc://models/job"
+    assert life.body["status"]["progress"]["steps"] == "63/63"
+
+
+def test_an_attempt_whose_first_pod_says_nothing_has_failed() -> None:
+    life, prepared = two_pods()
+    peer = make_pod(rank=1, exit_code=0, result=Result.succeeded())
+    life.step(70, prepared, make_pod(exit_code=0), peer)
+    assert life.attempts()[-1] == ("trainer", 1, "Failed", "InternalError")
 
 
 def test_a_pod_that_is_gone_ends_its_attempt() -> None:

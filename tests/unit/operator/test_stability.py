@@ -14,14 +14,14 @@ from unit.operator.builders import failure, make_pod, prepared_pod, started
 BACK = {"policy": "Rollback", "maxRollbacks": 2}
 
 
-def rolled_back(attempt: int, step: int = 50, **fields: Any) -> Pod:
+def rolled_back(attempt: int, step: int = 50, disruption: str | None = None, **fields: Any) -> Pod:
     """Return a trainer pod that found training unstable at a step."""
     rollback = Rollback(
         rule="loss-spike", step=step, to_step=step - 10, learning_rate_factor=0.5**attempt
     )
     fields = {"rollback": rollback, "step": step} | fields
     result = failure(Reason.ROLLED_BACK, "The loss rose to 50 times its mean", **fields)
-    return make_pod(attempt=attempt, exit_code=82, result=result)
+    return make_pod(attempt=attempt, exit_code=82, result=result, disruption=disruption)
 
 
 def finding(rule: str = "loss-spike", step: int = 50, severity: Any = "Warning") -> Finding:
@@ -61,6 +61,15 @@ def test_a_rollback_starts_the_next_attempt_at_once_and_counts_as_no_failure() -
         " with 0.5 x the learning rate. Rollback 1 of at most 2."
     )
     assert said(decision) == [("Warning", "RolledBack", words)]
+
+
+def test_a_rollback_is_kept_when_the_node_is_drained_meanwhile() -> None:
+    life = started(stability=BACK)
+    pod = rolled_back(1, disruption="EvictionByEvictionAPI", checkpoint_step=50)
+    life.step(60, prepared_pod(stability=BACK), pod)
+    assert life.attempts()[-2] == ("trainer", 1, "Failed", "RolledBack")
+    assert life.body["status"]["checkpoint"] == {"step": 40}
+    assert len(life.body["status"]["rollbacks"]) == 1
 
 
 def test_more_rollbacks_than_allowed_fail_the_job() -> None:
@@ -122,6 +131,27 @@ def test_the_last_word_of_the_guard_is_in_the_result(exit_code: int) -> None:
     decision = life.step(60, prepared_pod(), make_pod(exit_code=exit_code, result=result))
     assert life.body["status"]["stability"]["verdict"] == "Unstable"
     assert said(decision)[0][1] == "StabilityCritical"
+
+
+def test_what_a_result_has_no_room_for_stays() -> None:
+    life = started()
+    pods = prepared_pod(), make_pod(running=True)
+    seen = [finding(step=step) for step in (50, 60, 70)]
+    life.step(20, *pods, report=report(*seen))
+    cut = Stability(verdict="Warning", findings=[finding(step=80)])
+    done = make_pod(exit_code=0, result=Result.succeeded(step=90, stability=cut))
+    life.step(60, prepared_pod(), done)
+    findings = life.body["status"]["stability"]["findings"]
+    assert [one["step"] for one in findings] == [50, 60, 70, 80]
+
+
+def test_what_a_run_found_before_it_went_back_does_not_stay() -> None:
+    life = started()
+    pods = prepared_pod(), make_pod(running=True)
+    life.step(20, *pods, report=report(finding()))
+    done = make_pod(exit_code=0, result=Result.succeeded(stability=Stability(verdict="Stable")))
+    life.step(60, prepared_pod(), done)
+    assert life.body["status"]["stability"] == {"verdict": "Stable", "findings": []}
 
 
 def test_a_new_finding_is_worth_a_write() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from finetune_api.failures import Reason
-from finetune_api.trainer import JobFailure
+from finetune_api.trainer import JobFailure, Result
 from finetune_trainer import environment, launcher
+from finetune_trainer.cli import _end
 from finetune_trainer.failures import as_failure
 from finetune_trainer.metrics_log import MetricsLog
 from unit.trainer.builders import make_plan
@@ -69,6 +70,18 @@ def test_help_and_a_missing_config_do_not_load_torch(tmp_path: Path) -> None:
     assert ended.returncode == 64
     assert "--config /none/job.json cannot be read" in log.read_text()
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize(("local_rank", "says"), [("0", True), ("1", False)])
+def test_every_pod_of_several_says_that_it_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: str, says: bool
+) -> None:
+    log = tmp_path / "termination-log"
+    log.write_text("")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert _end(log, Result.succeeded()) == 0
+    assert bool(log.read_text()) == says
 
 
 def test_a_pod_ends_with_the_exit_code_of_the_process_that_failed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from finetune_api.methods import Ebft
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer.data.dataset import TRAIN, load_rows
 from finetune_trainer.methods.features import Features, Text, match
 from unit.trainer.builders import make_plan
 from unit.trainer.conftest import Site
@@ -42,6 +43,15 @@ def test_completions_come_nearer_to_the_known_answers(site: Site) -> None:
     assert last["eval_ebft/cfm_loss"] < first["eval_ebft/cfm_loss"] - 0.2
     assert last["eval_reward"] > first["eval_reward"] + 0.2
     assert last["eval_reward"] == pytest.approx(last["eval_ebft/reward"], abs=1e-6)
+
+
+def test_the_rows_own_answer_is_the_ground_truth(site: Site) -> None:
+    rows = [{"prompt": f"{n}:", "completion": "right", "ground_truth": n} for n in range(10)]
+    site.write_data(rows, "answers.jsonl")
+    site.job(make_plan(micro_batch_size=8), **_SPEC)
+    stored = load_rows(site.paths.data, TRAIN)
+    assert stored is not None
+    assert set(stored["ground_truth"]) == {"right"}
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(site: Site) -> None:

@@ -1,6 +1,7 @@
 """Every format of supervised data is recognised by its columns and labelled as it should be."""
 # ruff: noqa: E501 - one case per line reads best
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.spec import DatasetFormat, Method
+from finetune_api.trainer import JobFailure
+from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.formats import recognise
 from finetune_trainer.data.records import Tokens
@@ -53,6 +56,8 @@ def rendered(
         ({"messages": [TURNS[0], {"role": "assistant", "content": [{"type": "text", "text": "yo"}]}]}, "chat", CHAT, CHAT),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt-completion", CHAT, "yo<|end|>"),
         ({"prompt": "a ", "completion": "b"}, "prompt-completion", "a b<|end|>", "b<|end|>"),
+        ({"prompt": json.dumps(TURNS[:1]), "completion": json.dumps(TURNS[1:])}, "prompt-completion", CHAT, "yo<|end|>"),
+        ({"prompt": "[1] ", "completion": '[{"a": 1}]'}, "prompt-completion", '[1] [{"a": 1}]<|end|>', '[{"a": 1}]<|end|>'),
         ({"instruction": "hi", "input": "", "output": "yo"}, "instruction", CHAT, "yo<|end|>"),
         ({"instruction": "hi", "output": "yo"}, "instruction", CHAT, "yo<|end|>"),
         ({"instruction": "a", "input": "b", "output": "c"}, "instruction", "<|user|>a\n\nb<|end|><|assistant|>c<|end|>", "c<|end|>"),
@@ -73,6 +78,28 @@ def test_formats(
     tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], format_: str, text: str, learned: str
 ) -> None:
     assert rendered(tokenizer, row) == (format_, text, learned)
+
+
+def test_the_format_that_the_method_trains_on_is_preferred() -> None:
+    columns = {"problem", "solution", "messages"}
+    found = {
+        m: recognise(columns, DatasetFormat.AUTO, m, "data").format
+        for m in (Method.SFT, Method.GRPO)
+    }
+    assert found == {Method.SFT: DatasetFormat.CHAT, Method.GRPO: DatasetFormat.INSTRUCTION}
+
+
+@pytest.mark.parametrize("method", [Method.SFT, Method.GRPO, Method.EBFT])
+def test_answers_that_may_be_bad_are_not_taken_for_demonstrations(method: Method) -> None:
+    with pytest.raises(JobFailure, match=r"or name another format in dataset\.format"):
+        recognise({"prompt", "completion", "label"}, DatasetFormat.AUTO, method, "data")
+
+
+def test_a_prompt_of_messages_with_a_completion_of_text_is_refused(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    with pytest.raises(RowError, match="one of prompt and completion is messages"):
+        rendered(tokenizer, {"prompt": TURNS[:1], "completion": "yo"})
 
 
 def test_instructions_without_a_chat_template_become_sections(

@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.spec import DatasetFormat, Method
+from finetune_trainer.data.cells import RowError
+from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.formats import recognise
 from finetune_trainer.data.preferences import read_comparison, read_judgement
+from finetune_trainer.data.questions import read_question
 from finetune_trainer.data.records import Completion, Pair
 from finetune_trainer.data.render import Renderer
 from unit.trainer.builders import CHAT_TEMPLATE, save_tokenizer
@@ -47,6 +51,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
         ({"chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, ASKED, ANSWERS),
         ({"chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, BAD]}, TOLD, ANSWERS),
         ({"chosen": "hi yes", "rejected": "hi no"}, "hi", (" yes<|end|>", " no<|end|>")),
+        ({"prompt": "hi ", "chosen": '{"a": 1}', "rejected": '["a"]'}, "hi ", ('{"a": 1}<|end|>', '["a"]<|end|>')),
+        ({"prompt": json.dumps([ASK]), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)}, ASKED, ANSWERS),
         ({"messages": [ASK], "chosen": GOOD, "rejected": BAD}, ASKED, ANSWERS),
         ({"instruction": "hi", "chosen_response": "yes", "rejected_response": "no"}, ASKED, ANSWERS),
         ({"instruction": "a", "input": "b", "chosen": "yes", "rejected": "no"}, "<|user|>a\n\nb<|end|><|assistant|>", ANSWERS),
@@ -66,6 +72,13 @@ def test_pairs(
     assert isinstance(pair, Pair)
     texts = tokenizer.batch_decode([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids])
     assert (texts[0], tuple(texts[1:])) == (prompt, answers)
+
+
+def test_answers_of_the_same_rank_are_no_pair() -> None:
+    row = {"prompt": "hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}
+    shape = recognise(row.keys(), DatasetFormat.AUTO, Method.DPO, "data")
+    with pytest.raises(RowError, match="all answers have the rank 1, expected a difference"):
+        read_comparison(row, shape, has_template=True)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +115,12 @@ def test_questions_without_a_chat_template_become_sections(
     assert tokenizer.decode(pair.prompt_ids) == "### Instruction:\nhi\n\n### Response:\n"
 
 
+_READERS: dict[Method, Callable[..., Any]] = {
+    Method.SFT: read_demonstration,
+    Method.DPO: read_comparison,
+    Method.KTO: read_judgement,
+    Method.GRPO: read_question,
+}
 _ROWS = re.compile(r"^## .*`method: (\w+)|^({.*})$", re.MULTILINE)
 
 
@@ -115,9 +134,14 @@ def documented_rows() -> list[tuple[Method, dict[str, Any]]]:
     return rows
 
 
-def test_rows_in_the_documentation_are_recognised() -> None:
+def test_rows_in_the_documentation_are_read_and_rendered(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = CHAT_TEMPLATE
+    renderer = Renderer(tokenizer, 100_000, None)
     found = documented_rows()
-    assert {method for method, _ in found} == {Method.SFT, Method.DPO, Method.GRPO}
+    assert {method for method, _ in found} == set(_READERS) - {Method.KTO}
     for method, row in found:
         fitting = Method.KTO if "label" in row else method
-        recognise(row.keys(), DatasetFormat.AUTO, fitting, "data")
+        shape = recognise(row.keys(), DatasetFormat.AUTO, fitting, "data")
+        assert renderer.render(_READERS[fitting](row, shape, has_template=True)).length > 1

@@ -83,6 +83,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_as_preempted(
     assert site.run(config, interruption) == 75
     result = site.result()
     assert (result.reason, result.step) == ("Preempted", checkpoint)
+    assert result.checkpoint_step == checkpoint
     assert f"checkpoint {checkpoint} is complete" in result.message
     assert (site.paths.checkpoints / f"checkpoint-{checkpoint}").exists()
     assert site.run(config) == 0
@@ -96,6 +97,7 @@ def _losses(metrics: list[dict[str, Any]]) -> list[tuple[int, float]]:
 def test_sigterm_before_training_ends_at_once(site: Site) -> None:
     assert site.run(_job(site), Interruption("evaluation", 1, signal.SIGTERM)) == 75
     assert site.result().message == "stopped by SIGTERM; nothing was trained yet."
+    assert site.result().checkpoint_step is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])

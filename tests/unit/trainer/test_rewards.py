@@ -36,6 +36,7 @@ _DRAWN = {"name": "drawn", "function": "configmap://rewards/rewards.py:drawn"}
         ("json", '```json\n{"a": 1}\n```', {}, 1),
         ("json", 'here: {"a": 1}', {}, 0),
         ("json", "5", {}, 0),
+        ("json", "[" * 100_000, {}, 0),
         ("json", _CHAT, {}, 1),
     ],
 )
@@ -56,6 +57,10 @@ def test_the_length_reward_falls_over_the_last_fifth() -> None:
         ("#### 1,234", "1234"),
         ("The answer is **5** apples.", "5"),
         ("first 7, then 8.", "8"),
+        ("The answer is 1,2", "1,2"),
+        ("left with 10-4", "4"),
+        ("The answer is -4.", "-4"),
+        ("so 1,234,567 in all", "1234567"),
         ("Answer: (B)", "b"),
         ("answer is x = 7.", "7"),
         (r"\boxed{50\%}", "50"),
@@ -71,6 +76,8 @@ def test_answers_that_are_the_same(text: str, expected: str) -> None:
     [
         (r"\boxed{5^2}", "5"),
         ("8, no, 7", "8"),
+        ("The answer is 1,2", "12"),
+        ("left with 10-4", "-4"),
         ("Answer: C", "B"),
         ("", "0"),
         (r"\boxed{1e999999999}", "3"),
@@ -164,6 +171,20 @@ def test_a_broken_function_is_found_in_preparation(prompts: Site, code: str, pro
     assert problem in failure.value.message
 
 
+@pytest.mark.parametrize("name", ["completions", "completion_ids", "images", "log_metric"])
+def test_a_column_whose_name_is_taken_is_refused(prompts: Site, name: str) -> None:
+    prompts.write_data([{"prompt": "Say:", name: "x"}] * 6, "prompts.jsonl")
+    with pytest.raises(JobFailure, match=f"the rows have the column {name}, a name with a mean"):
+        prompts.prepare(_config({"name": "short", "builtin": "length"}))
+
+
+def test_the_trial_keeps_a_column_back_as_training_does(prompts: Site) -> None:
+    prompts.write_data([{"prompt": "Say:", "completion": "x"}] * 6, "prompts.jsonl")
+    prompts.write_reward("def drawn(completions, completion=None, **kwargs): return completion")
+    with pytest.raises(JobFailure, match="returned NoneType"):
+        prompts.prepare(_config(_DRAWN))
+
+
 def test_a_function_that_is_not_there(prompts: Site) -> None:
     with pytest.raises(JobFailure, match=r"rewards\[drawn\].function is .*does not exist"):
         prompts.prepare(_config(_DRAWN))
@@ -184,7 +205,7 @@ def test_fewer_prompts_than_a_step_takes(prompts: Site) -> None:
         prompts.prepare(config)
 
 
-def test_a_function_that_fails_in_training_ends_the_job(prompts: Site) -> None:
+def test_a_function_that_fails_in_training_ends_the_attempt(prompts: Site) -> None:
     prompts.write_reward(
         "def drawn(completions, **kwargs):\n"
         "    assert 'made up' in completions[0], 'cannot score this'\n"
@@ -192,9 +213,10 @@ def test_a_function_that_fails_in_training_ends_the_job(prompts: Site) -> None:
     )
     config = _config(_DRAWN)
     prompts.prepare(config)
-    assert prompts.run(config) == 64
+    assert prompts.run(config) == 70
     result = prompts.result()
-    assert result.reason == "ConfigInvalid"
+    # What it needs, such as a service, may be back for the next attempt.
+    assert result.reason == "InternalError"
     assert "rewards[drawn] raised AssertionError: cannot score this (" in result.message
 
 

@@ -50,6 +50,30 @@ def messages(values: Mapping[str, Any], column: str) -> list[Message]:
     return [message(turn, f"{column}[{index}]") for index, turn in enumerate(value)]
 
 
+def turns(values: Mapping[str, Any], column: str) -> list[Message] | None:
+    """Return a column's turns, of which a single one needs no list; None when it is text.
+
+    JSON text is text too, as of data whose answers are JSON, unless it holds messages.
+    Raises RowError.
+    """
+    value = parsed(values, column)
+    if isinstance(values.get(column), str) and not _holds_messages(value):
+        return None
+    if isinstance(value, dict):
+        return [message(value, column)]
+    return messages(values, column) if isinstance(value, list) else None
+
+
+def _holds_messages(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(
+        isinstance(entry, dict)
+        and (entry.keys() >= {"from", "value"} or "role" in entry)
+        and entry.keys() & {"content", "value", "tool_calls"}
+        for entry in entries
+    )
+
+
 def parsed(values: Mapping[str, Any], column: str) -> Any:
     """Return a column's value; CSV and some Parquet files hold lists and objects as JSON text."""
     value = values.get(column)

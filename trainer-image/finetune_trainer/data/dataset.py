@@ -13,18 +13,18 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failures import Reason
-from finetune_api.spec import DatasetFormat, FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, DatasetFormat, FineTuneJobSpec, Method
 from finetune_api.status import DatasetFacts, ModelFacts
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.files import Row
 from finetune_trainer.data.formats import Shape
-from finetune_trainer.data.lengths import ONLINE, LengthPolicy, length_policy
+from finetune_trainer.data.lengths import LengthPolicy, length_policy
 from finetune_trainer.data.parts import FetchedPart
 from finetune_trainer.data.preferences import read_comparison, read_judgement
 from finetune_trainer.data.prompts import decoded, with_real_columns
-from finetune_trainer.data.questions import read_question
+from finetune_trainer.data.questions import read_answered, read_question
 from finetune_trainer.data.records import Completion, Pair, Prompt, Record, Tokens
 from finetune_trainer.data.render import Example, Renderer, assistant_template
 from finetune_trainer.durable import publish, read_json, remove, write_json
@@ -193,7 +193,9 @@ class DatasetBuilder:
 
     def _record(self, row: Row, shape: Shape, renderer: Renderer) -> Record:
         read: Callable[..., Example] = read_demonstration
-        if self.spec.method in ONLINE:
+        if self.spec.method is Method.EBFT:
+            read = read_answered
+        elif self.spec.method in ONLINE:
             read = read_question
         elif shape.format is DatasetFormat.PREFERENCE:
             read = read_comparison
@@ -221,10 +223,13 @@ class DatasetBuilder:
     def _save(
         self, folder: Path, train: Dataset, held_out: Dataset | None, policy: LengthPolicy
     ) -> DatasetFacts:
-        if self.spec.method is Method.KTO:
-            # TRL reads them in this order, epoch by epoch.
-            train = train.select(self._order(len(train)), keep_in_memory=True)
         splits = {TRAIN: train} | ({} if held_out is None else {EVAL: held_out})
+        if self.spec.method is Method.KTO:
+            # TRL reads them in this order, epoch by epoch, and compares neighbours.
+            splits = {
+                name: rows.select(self._order(len(rows)), keep_in_memory=True)
+                for name, rows in splits.items()
+            }
         lengths = {name: self._lengths(rows) for name, rows in splits.items()}
         if self._kind is Prompt:
             splits = with_real_columns(splits, folder / "parts")

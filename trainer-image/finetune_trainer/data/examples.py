@@ -13,6 +13,7 @@ from finetune_trainer.data.cells import (
     optional_text,
     text,
     tools,
+    turns,
 )
 from finetune_trainer.data.formats import Instruction, Shape
 from finetune_trainer.data.records import Tokens
@@ -60,10 +61,10 @@ def read_demonstration(
     if shape.format is DatasetFormat.TOKENIZED:
         return _tokens(values)
     if shape.chat_column is not None:
-        turns = messages(values, shape.chat_column)
-        if not any(turn["role"] == "assistant" for turn in turns):
+        chat = messages(values, shape.chat_column)
+        if not any(turn["role"] == "assistant" for turn in chat):
             raise RowError(f"column {shape.chat_column} has no turn of the assistant")
-        return Chat(turns, tools(values))
+        return Chat(chat, tools(values))
     if shape.instruction is not None:
         return _instruction(values, shape.instruction, has_template=has_template)
     if shape.format is DatasetFormat.COMPLETION:
@@ -72,10 +73,12 @@ def read_demonstration(
 
 
 def _prompt_completion(values: Mapping[str, Any]) -> Exchange | Continuation:
-    if isinstance(values.get("prompt"), str):
+    prompt, completion = turns(values, "prompt"), turns(values, "completion")
+    if prompt is None and completion is None:
         return Continuation(text(values, "prompt", empty=True), text(values, "completion"))
-    completion = messages(values, "completion")
-    return Exchange(messages(values, "prompt"), completion, tools(values))
+    if prompt is None or completion is None:
+        raise RowError("one of prompt and completion is messages, expected both to be, or neither")
+    return Exchange(prompt, completion, tools(values))
 
 
 def _instruction(

@@ -162,7 +162,7 @@ def recognise(
     """Return the shape of rows with these columns. Raises JobFailure when it does not fit."""
     found = ", ".join(sorted(columns)) or "none"
     if wanted is DatasetFormat.AUTO:
-        shape = next((s for kind in KINDS.values() if (s := kind.match(columns))), None)
+        shape = _automatic(columns, method)
     else:
         shape = KINDS[wanted].match(columns)
     if shape is None and wanted is not DatasetFormat.AUTO:
@@ -180,9 +180,19 @@ def recognise(
         others = " or ".join(other.value for other in Method if shape.format in FORMATS[other])
         raise _failure(
             f"the rows of {source} look like {kind.looks_like}, which method {others} needs; "
-            f"method {method.value} needs {needs(method)}: change method or the data."
+            f"method {method.value} needs {needs(method)}: change method or the data, or name "
+            "another format in dataset.format."
         )
     return shape
+
+
+def _automatic(columns: AbstractSet[str], method: Method) -> Shape | None:
+    """Return the first shape that fits, if it can be one that the method trains on."""
+    shapes = [shape for kind in KINDS.values() if (shape := kind.match(columns))]
+    # Answers that are told apart may be bad: nobody meant them to be learned as they are.
+    if not shapes or shapes[0].judged:
+        return shapes[0] if shapes else None
+    return next((shape for shape in shapes if shape.format in FORMATS[method]), shapes[0])
 
 
 def needs(method: Method) -> str:

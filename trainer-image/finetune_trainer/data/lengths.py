@@ -5,7 +5,7 @@ from typing import Literal
 
 from finetune_api.failures import Reason
 from finetune_api.methods import Generation
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.records import Record
 
@@ -13,9 +13,6 @@ DEFAULT_MAX_LENGTH = 4096
 """Longest row when training.maxLength is unset and the model knows more."""
 
 MAX_LENGTH, MAX_PROMPT_LENGTH = "training.maxLength", "generation.maxPromptLength"
-
-ONLINE = {Method.GRPO, Method.EBFT}
-"""Methods whose rows are prompts that the model answers while it is trained."""
 
 
 def max_length(spec: FineTuneJobSpec, max_positions: int) -> int:

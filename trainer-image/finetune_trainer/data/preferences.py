@@ -8,13 +8,12 @@ from typing import Any
 from finetune_trainer.data.cells import (
     Message,
     RowError,
-    message,
-    messages,
     name_of,
     optional_text,
     parsed,
     text,
     tools,
+    turns,
 )
 from finetune_trainer.data.examples import Text, ask
 from finetune_trainer.data.formats import COMPLETION, LABEL, RANKED, Instruction, Shape
@@ -73,18 +72,14 @@ def read_judgement(values: Mapping[str, Any], shape: Shape, *, has_template: boo
     label = _label(values)
     if isinstance(answer, str) and not isinstance(prompt, list):
         return Judgement(prompt or "", answer, label)
-    turns = _conversation(prompt, answer)
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+    chat = _conversation(prompt, answer)
+    if len(chat) < 2 or chat[-1]["role"] != "assistant":
         raise RowError(f"column {COMPLETION} does not end with an answer of the assistant")
-    return Judgement(turns[:-1], turns[-1:], label, tools(values))
+    return Judgement(chat[:-1], chat[-1:], label, tools(values))
 
 
 def _answer(values: Mapping[str, Any], column: str) -> Text:
-    """Return text, or turns; a single turn may stand without a list."""
-    value = parsed(values, column)
-    if isinstance(value, list):
-        return messages(values, column)
-    return [message(value, column)] if isinstance(value, dict) else text(values, column)
+    return turns(values, column) or text(values, column)
 
 
 def _best_and_worst(values: Mapping[str, Any]) -> list[Text]:
@@ -98,6 +93,8 @@ def _best_and_worst(values: Mapping[str, Any]) -> list[Text]:
                 f"{RANKED}[{index}] has no rank, expected an object with answer and rank"
             )
     ordered = sorted(ranked, key=lambda entry: entry["rank"])
+    if ordered[0]["rank"] == ordered[-1]["rank"]:
+        raise RowError(f"all {RANKED} have the rank {ordered[0]['rank']}, expected a difference")
     return [text(ordered[0], "answer"), text(ordered[-1], "answer")]
 
 
@@ -120,8 +117,9 @@ def _question(
     """Return what is answered: turns where it or an answer is turns, or None without a column."""
     if question is None:
         return None
-    if isinstance(parsed(values, question.question), list):
-        return messages(values, question.question)
+    asked = turns(values, question.question)
+    if asked is not None:
+        return asked
     as_turns = not all(isinstance(answer, str) for answer in answers)
     plain = question.question == "prompt" and optional_text(values, question.system) is None
     if plain and not as_turns:

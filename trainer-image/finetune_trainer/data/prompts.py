@@ -13,11 +13,25 @@ from datasets import Dataset
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure
 
+_TAKEN = {
+    "prompts",
+    "completions",
+    "completion_ids",
+    "image",
+    "images",
+    "environments",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+}
+"""Names that TRL gives a meaning of its own, as arguments of rewards or parts of prompts."""
+
 
 def with_real_columns(splits: dict[str, Dataset], folder: Path) -> dict[str, Dataset]:
     """Return rows of finetune_trainer.data.records.Prompt with a column for each of the data's.
 
-    All splits get the columns of all. Raises JobFailure when prompts are of two sorts.
+    All splits get the columns of all. Raises JobFailure when prompts are of two sorts, or a column
+    has a name that is taken.
     """
     sorts = {is_chat for rows in splits.values() for is_chat in rows["is_chat"]}
     if len(sorts) > 1:
@@ -29,6 +43,12 @@ def with_real_columns(splits: dict[str, Dataset], folder: Path) -> dict[str, Dat
     names = {
         name for rows in splits.values() for text in rows["columns"] for name in json.loads(text)
     }
+    if taken := sorted(names & _TAKEN):
+        raise JobFailure(
+            Reason.DATA_INVALID,
+            f"the rows have the column {taken[0]}, a name with a meaning of its own while the "
+            "model answers prompts: rename the column with dataset.columns.",
+        )
     schema = pa.schema([(name, pa.string()) for name in sorted(names)])
     return {
         split: _rewritten(rows, folder / f"{split}.arrow", schema) for split, rows in splits.items()

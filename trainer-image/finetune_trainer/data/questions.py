@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.spec import DatasetFormat
-from finetune_trainer.data.cells import RowError, messages, text, tools
+from finetune_trainer.data.cells import RowError, text, tools, turns
 from finetune_trainer.data.examples import (
     Chat,
     Continuation,
@@ -38,15 +38,18 @@ def read_question(values: Mapping[str, Any], shape: Shape, *, has_template: bool
         raise RowError("column tools is not empty, but this method offers no tools: remove it")
     columns = {name: value for name, value in values.items() if name != shape.chat_column}
     if shape.format is DatasetFormat.PROMPT:
-        return Question(_prompt(values), columns)
+        return Question(turns(values, "prompt") or text(values, "prompt"), columns)
     prompt, answer = _answered(read_demonstration(values, shape, has_template=has_template))
     return Question(prompt, {REFERENCE: answer} | columns)
 
 
-def _prompt(values: Mapping[str, Any]) -> Text:
-    if isinstance(values.get("prompt"), str):
-        return text(values, "prompt")
-    return messages(values, "prompt")
+def read_answered(values: Mapping[str, Any], shape: Shape, *, has_template: bool) -> Question:
+    """Return a row's prompt, with its own answer as ground_truth whatever is in that column.
+
+    Raises RowError.
+    """
+    others = {name: value for name, value in values.items() if name != REFERENCE}
+    return read_question(others, shape, has_template=has_template)
 
 
 def _answered(example: Demonstration) -> tuple[Text, str]:

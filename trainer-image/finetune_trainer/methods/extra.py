@@ -80,6 +80,7 @@ OWNED = {
     "center_rewards_coefficient": "reward.centerRewardsCoefficient",
     "generate_during_eval": "evaluation.samplePrompts",
     "is_encoder_decoder": "model",
+    "sync_ref_model": "nothing: the reference stays the model before training",
     "epsilon": "grpo.epsilon",
     "epsilon_high": "grpo.epsilonHigh",
     "num_iterations": "grpo.iterations",

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.distributed import load_whole_again
+from finetune_trainer.distributed import load_whole_again, wait_for_first
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
@@ -29,6 +29,13 @@ class ResumableTrainer:
         """Set Accelerate up; a reference model that TRL loads afterwards is whole."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         load_whole_again()
+
+    def _build_accelerator_args(self, **options: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._build_accelerator_args(**options)  # type: ignore[misc]
+        for handler in arguments["kwargs_handlers"]:
+            # Else DDP holds every gradient twice.
+            handler.gradient_as_bucket_view = True
+        return arguments
 
     def use_checkpoints(self: Any, checkpoints: Checkpoints, metrics: MetricsLog) -> None:
         """Write checkpoints there; called once, before train()."""
@@ -90,11 +97,11 @@ class ResumableTrainer:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         staged = self.checkpoints.staging / f"checkpoint-{self.state.global_step}"
         _accumulators_file(self, staged).write_text(json.dumps(_accumulators(self)))
-        self.accelerator.wait_for_everyone()
+        wait_for_first()
         if self.is_world_process_zero():
             self.metrics.sync()
             self.checkpoints.publish(self.state.global_step, self.guard.last_good_step())
-        self.accelerator.wait_for_everyone()
+        wait_for_first()
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without touching the random state that dropout and data order draw from."""

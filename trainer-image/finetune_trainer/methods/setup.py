@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer import distributed
@@ -103,7 +103,7 @@ class Setup:
         # It prints what the metrics log has.
         trainer.remove_callback(PrinterCallback)
         # TRL lets the model generate outside autocast, where the adapter needs the cast.
-        if self.device.bf16 and self.spec.method not in {Method.GRPO, Method.EBFT}:
+        if self.device.bf16 and self.spec.method not in ONLINE:
             _keep_activations(trainer.model)
         if self.plan.compile:
             _compile_layers(trainer.model)

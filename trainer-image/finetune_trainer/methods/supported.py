@@ -1,11 +1,9 @@
 """What this version of the trainer cannot run, refused in one place and before a GPU is taken."""
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import SHARDED, FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
-
-_SHARDED = {"fsdp", "zero2", "zero3"}
 
 
 def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
@@ -30,12 +28,12 @@ def _check_sharding(spec: FineTuneJobSpec, strategy: str) -> None:
             f"the strategy is {strategy}, which cannot spread the quantised weights of qlora: set "
             "resources.strategy to ddp or zero2, or use adapter.type lora."
         )
-    if spec.stability.policy == "Rollback" and strategy in _SHARDED:
+    if spec.stability.policy == "Rollback" and strategy in SHARDED:
         raise _failure(
             "stability.policy is Rollback, which cannot change the sharded checkpoints of "
             f"strategy {strategy}: use Halt or Warn, or set resources.strategy to ddp."
         )
-    if spec.method is Method.EBFT and strategy in _SHARDED:
+    if spec.method is Method.EBFT and strategy in SHARDED:
         raise _failure(
             f"the strategy is {strategy}, but method ebft needs the whole model in each process: "
             "set resources.strategy to ddp, or leave it out."

@@ -8,10 +8,14 @@ from fractions import Fraction
 
 _THOUGHT = "</think>"
 _WORDS = re.compile(r"answer\s*(?:is|:|=)\s*:?\s*(.+)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)")
+# Commas stand between thousands only: 1,2 is two numbers. After a digit or a name - is no sign.
+_NUMBER = re.compile(
+    r"(?:(?<![\w)])-)?"
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)"
+)
 # What follows is a unit or the rest of the sentence, not the rest of a formula.
 _LEADING = re.compile(
-    rf"[\s$*]*(?:\w\s*=\s*)?({_NUMBER.pattern})(?=\s*(?:[a-z.,;!?%*$]|$))", re.IGNORECASE
+    rf"[\s$*]*(?:\w\s*=\s*)?({_NUMBER.pattern})(?=\s*(?:[a-z.;!?%*$]|,(?!\d)|$))", re.IGNORECASE
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")

@@ -82,5 +82,6 @@ def _is_json(text: str) -> bool:
     fenced = _FENCED.fullmatch(text)
     try:
         return isinstance(json.loads(fenced[1] if fenced else text), dict | list)
-    except ValueError:
+    # Of brackets nested a thousand deep the parser gives up.
+    except (ValueError, RecursionError):
         return False

@@ -19,11 +19,17 @@ class RewardError(Exception):
 
 
 class CheckedReward:
-    """One reward as TRL calls it; its __name__ is its name in metrics."""
+    """One reward as TRL calls it; its __name__ is its name in metrics.
 
-    def __init__(self, name: str, function: Function) -> None:
+    What the function raises ends the attempt for the reason `raised`.
+    """
+
+    def __init__(
+        self, name: str, function: Function, raised: Reason = Reason.CONFIG_INVALID
+    ) -> None:
         self.__name__ = name
         self._function = function
+        self._raised = raised
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return one finite number, or None, per completion. Raises JobFailure."""
@@ -34,7 +40,8 @@ class CheckedReward:
                 raise
             # The user's code may raise anything.
             except Exception as error:
-                raise RewardError(f"raised {describe(error)}") from error
+                message = f"rewards[{self.__name__}] raised {describe(error)}."
+                raise JobFailure(self._raised, message) from error
             return _numbers(values, len(completions))
 
 

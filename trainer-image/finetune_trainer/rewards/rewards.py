@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerState
 
+from finetune_api.failures import Reason
 from finetune_api.methods import Generation, RewardFunction
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.trainer import TrainerConfig
@@ -23,6 +24,8 @@ from finetune_trainer.sources.models import ModelRequest, fetch_model
 log = logging.getLogger(__name__)
 
 _MADE_UP = "This answer was made up to try the reward."
+_KEPT_BACK = {"prompt", "completion"}
+"""Columns that TRL passes to no reward under these names."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def _trial(
     """Return what TRL would give a reward function for one completion of each row."""
     completion = [{"role": "assistant", "content": _MADE_UP}] if is_chat else _MADE_UP
     ids = tokenizer(_MADE_UP, add_special_tokens=False)["input_ids"]
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in _KEPT_BACK}
     return {
         "prompts": [row["prompt"] for row in rows],
         "completions": [completion] * len(rows),
@@ -94,15 +97,21 @@ def load_rewards(spec: FineTuneJobSpec, paths: Paths, dtype: torch.dtype) -> lis
             model, tokenizer = load_reward_model(folder, dtype)
             loaded.append(LoadedReward(model, tokenizer, reward.weight))
         else:
-            function = _function(reward, folder, spec.generation)
+            # It passed its trial: what it needs, such as a service, may be back later.
+            function = _function(reward, folder, spec.generation, Reason.INTERNAL_ERROR)
             loaded.append(LoadedReward(function, None, reward.weight))
     return loaded
 
 
-def _function(reward: RewardFunction, folder: Path, generation: Generation | None) -> CheckedReward:
+def _function(
+    reward: RewardFunction,
+    folder: Path,
+    generation: Generation | None,
+    raised: Reason = Reason.CONFIG_INVALID,
+) -> CheckedReward:
     if reward.function is None:
         function = builtin_reward(str(reward.builtin), generation or Generation())
     else:
         with named(reward.name):
             function = load_function(reward.function, folder)
-    return CheckedReward(reward.name, function)
+    return CheckedReward(reward.name, function, raised)

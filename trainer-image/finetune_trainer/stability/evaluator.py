@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_api.detection import History, NotFinite
@@ -50,8 +50,24 @@ class Evaluator:
         found = []
         for metric, value in values.items():
             if isinstance(value, int | float):
-                found += [watch.observe(step, float(value)) for watch in self._watching(metric)]
-        return [detection for detection in found if detection is not None]
+                found += self._observe(step, metric, float(value))
+        return found
+
+    def _observe(self, step: int, metric: str, value: float) -> list[Detection]:
+        watches = self._watching(metric)
+        seen = [watch.observe(step, value) for watch in watches]
+        found = [detection for detection in seen if detection is not None]
+        covered = {name for detection in found for name in detection.rule.covers}
+        for watch in watches:
+            if watch.rule.name in covered:
+                watch.silence(step)
+        # A Critical one that is left out may know of an earlier step.
+        grave = [one.since for one in found if one.rule.severity == "Critical"]
+        return [
+            replace(one, since=min(grave)) if one.rule.severity == "Critical" else one
+            for one in found
+            if one.rule.name not in covered
+        ]
 
     def replay(self, entries: Iterable[Mapping[str, Any]], until: int) -> list[Detection]:
         """Take the lines of metrics.jsonl up to a step, as if they had been observed."""
@@ -62,17 +78,19 @@ class Evaluator:
                 found += self.observe(entry["step"], values)
         return found
 
-    def suspect_since(self) -> int | None:
-        """Return the first abnormal step of a Critical rule that may yet fire, or None."""
+    def last_good_step(self) -> int:
+        """Return the newest step that no Critical rule can yet look back beyond.
+
+        A metric that is logged rarely, such as the held-out loss, speaks of all steps since its
+        last value: until the next one these are not known to be good. 0 while nothing was seen.
+        """
         steps = [
-            step
+            watch.last_good_step
             for watches in self._watches.values()
             for watch in watches
             if watch.rule.severity == "Critical"
-            for step in watch.abnormal
-            if step is not None
         ]
-        return min(steps, default=None)
+        return min(steps, default=0)
 
     def _watching(self, metric: str) -> list["_Watch"]:
         if metric not in self._watches:
@@ -91,11 +109,22 @@ class _Watch:
         self.history = History(rule.condition.window)
         self.abnormal: deque[int | None] = deque(maxlen=rule.within)
         """For each newest value the first step that it speaks of, or None when it is normal."""
-        self._last_step = -1
+        self._last_step = 0
         self._quiet_until = 0
 
+    @property
+    def last_good_step(self) -> int:
+        """Newest step that a later finding cannot be about."""
+        suspected = [first - 1 for first in self.abnormal if first is not None]
+        return min(suspected, default=self._last_step)
+
+    def silence(self, step: int) -> None:
+        """Say nothing for a while from a step on."""
+        self._quiet_until = step + QUIET
+
     def observe(self, step: int, value: float) -> Detection | None:
-        since, self._last_step = self._last_step + 1, step
+        # What is measured at step 0 is about the model as it came; all else is about training.
+        since, self._last_step = min(step, self._last_step + 1), step
         condition = self.rule.condition
         if not math.isfinite(value) and not isinstance(condition, NotFinite):
             return None
@@ -111,7 +140,7 @@ class _Watch:
         abnormal = [first for first in self.abnormal if first is not None]
         if step < self._quiet_until or len(abnormal) < self.rule.times:
             return None
-        self._quiet_until = step + QUIET
+        self.silence(step)
         self.abnormal.clear()
         # What it has risen or fallen to is the new normal: the next finding is about a next change.
         self.history.recent.clear()
