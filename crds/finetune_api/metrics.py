@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_api.spec import Method
+from finetune_api.spec import ONLINE, Method
 from finetune_api.stability import SKIPPED
 
 _SFT, _DPO, _KTO, _ORPO = Method.SFT, Method.DPO, Method.KTO, Method.ORPO
@@ -16,7 +16,6 @@ _REWARD, _GRPO, _EBFT = Method.REWARD, Method.GRPO, Method.EBFT
 _ALL = tuple(Method)
 _PAIRED = (_DPO, _ORPO)
 _PREFERENCE = (_DPO, _KTO, _ORPO)
-_ONLINE = (_GRPO, _EBFT)
 
 EVALUATION = "eval_"
 """How TRL begins the names of what it measures on held-out data."""
@@ -67,7 +66,7 @@ LOGGED: Final[tuple[LoggedMetric, ...]] = (
         "entropy",
         "entropy_nats",
         "Mean entropy of the model's next-token distribution.",
-        (_SFT, _DPO, _KTO, *_ONLINE),
+        (_SFT, _DPO, _KTO, *ONLINE),
     ),
     LoggedMetric(
         "mean_token_accuracy",
@@ -108,46 +107,46 @@ LOGGED: Final[tuple[LoggedMetric, ...]] = (
         "log_odds_chosen", "log_odds_chosen", "Log odds of chosen against rejected.", (_ORPO,)
     ),
     LoggedMetric(
-        "kl", "kl_nats", "Divergence of the policy from the reference model.", (_KTO, *_ONLINE)
+        "kl", "kl_nats", "Divergence of the policy from the reference model.", (_KTO, *ONLINE)
     ),
     *_statistics("{}_reward", "{}_reward", "score of an answer.", (_REWARD,), _EXTREMES),
     LoggedMetric(
         "accuracy", "accuracy", "Share of pairs whose chosen answer scores higher.", (_REWARD,)
     ),
     LoggedMetric("margin", "margin", "Mean score of chosen over rejected answers.", (_REWARD,)),
-    LoggedMetric("reward", "reward", "Mean weighted reward of completions.", _ONLINE),
-    LoggedMetric("reward_std", "reward_std", "Standard deviation of rewards.", _ONLINE),
+    LoggedMetric("reward", "reward", "Mean weighted reward of completions.", ONLINE),
+    LoggedMetric("reward_std", "reward_std", "Standard deviation of rewards.", ONLINE),
     LoggedMetric(
         "frac_reward_zero_std",
         "reward_zero_std_ratio",
         "Share of groups in which every completion has the same reward.",
-        _ONLINE,
+        ONLINE,
     ),
-    LoggedMetric("rewards/*/mean", "reward_function_mean", "Mean of one reward.", _ONLINE),
+    LoggedMetric("rewards/*/mean", "reward_function_mean", "Mean of one reward.", ONLINE),
     LoggedMetric(
-        "rewards/*/std", "reward_function_std", "Standard deviation of one reward.", _ONLINE
+        "rewards/*/std", "reward_function_std", "Standard deviation of one reward.", ONLINE
     ),
     *_statistics(
-        "completions/{}_length", "completion_{}_tokens", "completion length.", _ONLINE, _EXTREMES
+        "completions/{}_length", "completion_{}_tokens", "completion length.", ONLINE, _EXTREMES
     ),
     *_statistics(
         "completions/{}_terminated_length",
         "completion_terminated_{}_tokens",
         "length of completions that ended by themselves.",
-        _ONLINE,
+        ONLINE,
         _EXTREMES,
     ),
     LoggedMetric(
         "completions/clipped_ratio",
         "completion_clipped_ratio",
         "Share of completions that hit the length limit.",
-        _ONLINE,
+        ONLINE,
     ),
     *_statistics(
         "clip_ratio/{}",
         "clip_{}_ratio",
         "share of tokens whose update is clipped.",
-        _ONLINE,
+        ONLINE,
         {
             "low_mean": "Mean low",
             "low_min": "Smallest low",

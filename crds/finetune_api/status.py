@@ -247,7 +247,7 @@ class Stability(ApiModel):
     verdict: Literal["Stable", "Warning", "Unstable"]
     """The worst of the findings."""
     findings: list[Finding] = Field(default=[], max_length=16)
-    """Newest findings."""
+    """Findings, oldest first; of too many the gravest and newest."""
 
 
 class Attempt(ApiModel):

@@ -7,7 +7,7 @@ import torch
 
 from finetune_api import names
 from finetune_api.failures import Reason
-from finetune_api.spec import Training
+from finetune_api.spec import SHARDED, Training
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
 
@@ -40,7 +40,7 @@ def choose_device(plan: Plan, training: Training) -> Device:
     cuda = plan.gpus > 0 and not forced_cpu
     if cuda:
         _check_gpus(plan)
-    elif plan.strategy in {"fsdp", "zero2", "zero3"}:
+    elif plan.strategy in SHARDED:
         raise JobFailure(
             Reason.CONFIG_INVALID,
             f"the strategy is {plan.strategy}, which needs GPUs, but this trainer runs on the CPU: "
@@ -60,13 +60,3 @@ def _check_gpus(plan: Plan) -> None:
             f"the plan has {plan.gpus_per_node} GPUs in this pod, but CUDA sees {seen}: check the "
             f"driver and the device plugin; {names.DEVICE_ENV}=cpu is for clusters without GPUs.",
         )
-
-
-def measured_memory() -> dict[str, float]:
-    """Return peaks of this process in GiB: gpu_memory_gib (reserved) and host_memory_gib."""
-    import resource
-
-    peaks = {"host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peaks["gpu_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
-    return peaks

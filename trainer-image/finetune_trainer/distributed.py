@@ -97,6 +97,11 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process has ended."""
+    return any(text in str(error) for text in _LOST_PEER)
+
+
 @contextmanager
 def after_the_cause() -> Iterator[None]:
     """Let the process that failed be the one that says why.
@@ -107,7 +112,7 @@ def after_the_cause() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if environment.is_launched() and any(text in str(error) for text in _LOST_PEER):
+        if environment.is_launched() and is_lost_peer(error):
             log.warning("another process ended", extra=fields(detail=str(error).splitlines()[0]))
             time.sleep(_CAUSE_SECONDS)
         raise

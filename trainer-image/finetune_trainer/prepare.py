@@ -6,14 +6,14 @@ import logging
 
 from finetune_api.failures import Reason
 from finetune_api.methods import Generation
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import ONLINE, FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
 from finetune_api.trainer import JobFailure, Result, TrainerConfig
 from finetune_trainer.adapter import check_targets
 from finetune_trainer.architecture import check_writes, read_facts
 from finetune_trainer.continued import check_continued
 from finetune_trainer.data.dataset import TRAIN, DatasetBuilder, load_rows, saved_facts
-from finetune_trainer.data.lengths import ONLINE, max_length
+from finetune_trainer.data.lengths import max_length
 from finetune_trainer.data.parts import FetchedPart, parts_of
 from finetune_trainer.durable import read_json, remove, write_json
 from finetune_trainer.export import check_output, finished_result

@@ -1,7 +1,6 @@
 """finetune-trainer run: from prepared data to a model in the output claim."""
 
 import logging
-import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from finetune_trainer.checkpoints import Checkpoints, step_of
 from finetune_trainer.continued import load_start
 from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows, saved_facts
 from finetune_trainer.data.parts import parts_of
-from finetune_trainer.device import Device, choose_device, measured_memory
+from finetune_trainer.device import Device, choose_device
 from finetune_trainer.durable import read_json, write_json
 from finetune_trainer.logs import fields
 from finetune_trainer.methods import module_of
@@ -37,6 +36,7 @@ from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.model import load_whole
 from finetune_trainer.model_card import model_card
 from finetune_trainer.paths import Paths
+from finetune_trainer.peaks import peak_memory
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.report.data import ReportData, Sample, Trained
 from finetune_trainer.report.measures import held_out
@@ -99,9 +99,8 @@ def build(
     trainer = setup.finish(module_of(config.spec.method).build(setup))
     metrics = MetricsLog(paths.metrics)
     checkpoints = Checkpoints(paths.checkpoints, config.spec.training.checkpoint.keep)
-    trainer.use_checkpoints(checkpoints, metrics)
-    trainer.add_callback(ReportCallback(board, metrics))
-    trainer.use_guard(StabilityGuard(config, board, trainer))
+    guard = StabilityGuard(config, board, checkpoints, metrics)
+    trainer.attend(checkpoints, metrics, guard, ReportCallback(board, metrics))
     board.peak_tokens_per_second = flops_budget(config, device.name)
     log.info(
         "model is loaded",
@@ -335,11 +334,10 @@ class Training:
 def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:
     """Return what every result carries, however the run ended: step, metrics and measured peaks."""
     speed = board.tokens_per_second
-    measured = measured_memory() | ({} if speed is None else {"tokens_per_second": speed})
-    summary = metrics.summary()
+    measured = peak_memory().measured() | ({} if speed is None else {"tokens_per_second": speed})
     return {
         "step": board.progress.step,
-        "metrics": {name: value for name, value in summary.items() if math.isfinite(value)},
+        "metrics": metrics.summary(),
         "measured": {name: round(value, 3) for name, value in measured.items()},
         "stability": board.stability,
     }

@@ -44,7 +44,10 @@ def reopened(draft: Draft) -> bool:
 
 
 def expire(draft: Draft) -> None:
-    """Delete the job when it has been finished for as long as its TTL; not if its model is awaited."""
+    """Delete the job when it has been finished for as long as its TTL.
+
+    One whose model another waits for stays until that has looked it up.
+    """
     ttl, finished = draft.job.spec.run_policy.ttl_seconds_after_finished, draft.status.finish_time
     if ttl is None or finished is None:
         return

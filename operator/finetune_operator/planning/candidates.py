@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_api.spec import FineTuneJobSpec, Kto, Method
+from finetune_api.spec import SHARDED, FineTuneJobSpec, Kto, Method
 from finetune_api.status import Preparation
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.memory import Candidate, Precision, Strategy
 
 LARGEST_MICRO_BATCH: Final = 8
 _LONGEST_DEFAULT: Final = 4096
-_SHARDED: Final = {"fsdp", "zero2", "zero3"}
 _PER_NODE: Final = (1, 2, 4, 8)
 _MORE_NODES: Final = (2, 4)
 
@@ -105,7 +104,7 @@ def smallest_micro_batch(spec: FineTuneJobSpec) -> int:
 
 def unshardable(spec: FineTuneJobSpec, strategy: Strategy) -> str | None:
     """Return why a strategy cannot train this; None when it can."""
-    if strategy not in _SHARDED:
+    if strategy not in SHARDED:
         return None
     if spec.method is Method.EBFT:
         return (

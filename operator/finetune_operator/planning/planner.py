@@ -134,7 +134,7 @@ def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> P
         gradient_checkpointing=candidate.checkpointing,
         compile=spec.training.compile == "always",
         cpu=spec.resources.cpu or "1",
-        host_memory=spec.resources.memory or from_gib(1.25 * memory.total + 1),
+        host_memory=spec.resources.memory or from_gib(1.1 * memory.total + 1),
         memory=memory,
         reasons=["CPU: resources.gpu.count is 0.", why_host_memory(spec, memory)],
     )

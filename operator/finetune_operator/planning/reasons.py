@@ -92,6 +92,6 @@ def why_host_memory(spec: FineTuneJobSpec, memory: Memory) -> str:
     """Return what decided for the memory of a pod that trains on the CPU."""
     asked = spec.resources.memory
     if asked is None:
-        return f"Memory: the estimate of {memory.total:.1f} GiB, a quarter more, and 1 GiB."
+        return f"Memory: the estimate of {memory.total:.1f} GiB, a tenth more, and 1 GiB."
     below = ", which is below the estimate of" if to_gib(asked) < memory.total else "; estimated"
     return f"Memory {asked}: as asked for{below} {memory.total:.1f} GiB."

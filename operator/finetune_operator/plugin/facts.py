@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.methods import Generation
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
 from finetune_operator.planning.architecture import (
     ArchitectureError,
@@ -120,7 +120,7 @@ def _tokens(characters: int) -> int:
 
 def _completion(spec: FineTuneJobSpec) -> int:
     """Return the tokens that the model itself adds to a prompt."""
-    if spec.method not in {Method.GRPO, Method.EBFT}:
+    if spec.method not in ONLINE:
         return 0
     return (spec.generation or Generation()).max_completion_length
 

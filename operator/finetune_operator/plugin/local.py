@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
 from finetune_api.trainer import Result, TrainerConfig
@@ -24,6 +22,7 @@ from finetune_operator.plugin.overrides import overridden
 from finetune_operator.plugin.plan_view import show
 from finetune_operator.plugin.rules import problems
 from finetune_operator.plugin.scenarios import Scenario
+from finetune_operator.plugin.terminal import console
 
 _HIDDEN: Final = {"time", "level", "logger", "message", "traceback"}
 _FLAGS: Final = {"pvc": "--claim", "configmap": "--configmap"}
@@ -100,7 +99,7 @@ def _train(trainer: str, config: TrainerConfig, folders: Folders) -> int:
         config = config.model_copy(update=update)
     if code == 0:
         model = folders.claims[config.spec.output.claim] / (config.spec.output.path or config.name)
-        Console().print(f"The model is in {model}.", soft_wrap=True, highlight=False)
+        console().print(f"The model is in {model}.", soft_wrap=True)
     return code
 
 
@@ -180,7 +179,7 @@ def _plan(job: Job, preparation: Preparation) -> Plan:
     except PlanInfeasibleError as error:
         raise PluginError(str(error)) from error
     basis = Basis(preparation, ("What preparation measured.",))
-    show(Console(), [Scenario("", job, basis, plan)])
+    show(console(), [Scenario("", job, basis, plan)])
     return plan
 
 

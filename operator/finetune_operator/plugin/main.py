@@ -94,11 +94,10 @@ def plan(
     known = Known(config, parameters, data, rows, tokens)
     found = scenarios(select(filename, name), what_if or [], known)
     if output == "text":
-        from rich.console import Console
-
         from finetune_operator.plugin.plan_view import show
+        from finetune_operator.plugin.terminal import console
 
-        show(Console(), found)
+        show(console(), found)
     else:
         from finetune_operator.plugin.documents import write
 
@@ -192,13 +191,12 @@ def recommend(
     ] = None,
 ) -> None:
     """Say which method, adapter and hardware fit, and write the job; without flags it asks."""
-    from rich.console import Console
-
     from finetune_operator.plugin.advice import HAVE, Situation
     from finetune_operator.plugin.data_file import read_data_file
     from finetune_operator.plugin.facts import Known
     from finetune_operator.plugin.questions import ask_gpu, ask_model, ask_situation
     from finetune_operator.plugin.recommend import Wish, advise, show, to_yaml
+    from finetune_operator.plugin.terminal import console
 
     file = read_data_file(data) if data else None
     situation = Situation(file.format if file else HAVE.get(have or ""), reward, reward_model)
@@ -212,7 +210,7 @@ def recommend(
         gpu = ask_gpu()
     wish = Wish(situation, model, file, source, gpu, gpus, name, claim)
     advice = advise(wish, Known(config, parameters, data, None, tokens))
-    show(Console(highlight=False), advice, wish)
+    show(console(), advice, wish)
     if output:
         output.write_text(to_yaml(advice), encoding="utf-8")
         typer.echo(f"{output} is written: kubectl apply -f {output}")

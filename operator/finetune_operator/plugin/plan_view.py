@@ -34,16 +34,16 @@ _ALWAYS: Final = {"Hardware", "Micro-batch", "Memory (GiB)"}
 def show(console: Console, scenarios: Sequence[Scenario]) -> None:
     """Print the plan of the job as it is, and beside it those with something changed."""
     first = scenarios[0]
-    console.print(_title(first), highlight=False)
+    console.print(_title(first))
     if len(scenarios) > 1:
         console.print(_comparison(scenarios))
     elif first.plan:
-        console.print(_details(first, first.plan), highlight=False)
+        console.print(_details(first, first.plan))
     for scenario in scenarios:
         if scenario.plan is None:
             name = f"With {scenario.change}: " if scenario.change else ""
             console.print(Text(f"{name}{scenario.refusal}", style="red"))
-    console.print(_notes(first), highlight=False)
+    console.print(_notes(first))
 
 
 def _title(scenario: Scenario) -> Text:
@@ -140,7 +140,10 @@ def _column(scenario: Scenario) -> dict[str, str]:
     if plan is None:
         return {"Hardware": "does not fit"}
     limit = f" of {scenario.gpu_memory:.0f}" if plan.gpus else ""
-    sizes = {f"  {name}": f"{size:.1f}" for name, size in parts_of(plan.memory).items()}
+    sizes = {
+        f"  {name}": f"{size:.1f}" if round(size, 1) else ""
+        for name, size in parts_of(plan.memory).items()
+    }
     total = {"Memory (GiB)": f"{plan.memory.total:.1f}{limit}"}
     return dict(_rows(scenario, plan)) | total | sizes
 

@@ -7,6 +7,7 @@ from rich.live import Live
 
 from finetune_api import names
 from finetune_api.status import Attempt, Phase
+from finetune_operator.plugin import terminal
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.kubectl import Cluster, status_of
 from finetune_operator.plugin.status_view import is_finished, line, view
@@ -14,7 +15,7 @@ from finetune_operator.plugin.status_view import is_finished, line, view
 
 def show_status(cluster: Cluster, name: str, *, follow: bool) -> int:
     """Print a job's status, with follow until it is finished; return 1 when it failed."""
-    console = Console(highlight=False)
+    console = terminal.console()
     if not follow:
         job = cluster.job(name)
         console.print(view(job))
@@ -68,7 +69,7 @@ def show_report(cluster: Cluster, name: str) -> None:
     if status.artifact is None:
         raise PluginError(f"{name} has no report yet, it is {status.phase}: {status.message}")
     claim, _, path = status.artifact.uri.removeprefix("pvc://").partition("/")
-    Console(highlight=False).print(
+    terminal.console().print(
         f"{status.artifact.uri}/report.html\n"
         f"With a pod that mounts the claim {claim} at /models:\n"
         f"  kubectl cp POD:/models/{path}/report.html report.html",

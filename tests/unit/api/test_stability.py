@@ -110,7 +110,18 @@ def test_the_verdict_is_that_of_the_worst_finding() -> None:
     assert stability_of([finding("Info")]).verdict == "Stable"
     assert stability_of([finding("Warning"), finding("Info")]).verdict == "Warning"
     assert stability_of([finding("Critical"), finding("Info")]).verdict == "Unstable"
-    assert len(stability_of([finding("Info")] * 40).findings) == 16
+    crowd = [finding("Critical"), *[finding("Warning")] * 14, *[finding("Info")] * 9]
+    kept = [one.severity for one in stability_of(crowd).findings]
+    assert kept == ["Critical", *["Warning"] * 14, "Info"]
+
+
+def test_what_is_covered_is_about_the_same_metric_and_not_graver() -> None:
+    gravity = ["Info", "Warning", "Critical"]
+    rules = {rule.name: rule for rule in STABILITY_RULES}
+    for rule in STABILITY_RULES:
+        for covered in map(rules.__getitem__, rule.covers):
+            assert covered.metric == rule.metric
+            assert gravity.index(covered.severity) <= gravity.index(rule.severity)
 
 
 def test_alerts_and_pages_know_every_rule() -> None:

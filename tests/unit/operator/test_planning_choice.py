@@ -15,7 +15,8 @@ JOBS: list[dict[str, Any]] = [
     {},
     {"adapter": {"type": "qlora"}},
     {"adapter": {"type": "full"}},
-    {"method": "dpo", "training": {"batchSize": 32, "maxLength": 4096}},
+    {"training": {"batchSize": 32, "maxLength": 4096, "packing": True}},
+    {"method": "dpo", "training": {"batchSize": 32}},
     {"method": "orpo", "adapter": {"type": "full"}},
     {"method": "kto", "training": {"batchSize": 64, "compile": "always"}},
     {
@@ -91,7 +92,7 @@ def test_float32_runs_where_bf16_does_not() -> None:
 
 def test_what_does_not_fit_names_ways_out_that_do() -> None:
     parts: dict[str, Any] = {
-        "training": {"batchSize": 8, "maxLength": 8192},
+        "training": {"batchSize": 8, "maxLength": 8192, "packing": True},
         "resources": {"gpu": {"memory": "20Gi", "count": 1}},
     }
     with pytest.raises(PlanInfeasibleError) as refused:
@@ -102,7 +103,7 @@ def test_what_does_not_fit_names_ways_out_that_do() -> None:
     assert make_plan_of(**parts, adapter={"type": "qlora"}).gpus == 1
     length = re.search(r"training.maxLength (\d+)", message)
     assert length is not None
-    shorter = {"batchSize": 8, "maxLength": int(length[1])}
+    shorter = parts["training"] | {"maxLength": int(length[1])}
     assert make_plan_of(**parts | {"training": shorter}).gpus == 1
     more = re.search(r"(\d+) more GPUs", message)
     assert more is not None

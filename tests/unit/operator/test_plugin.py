@@ -77,6 +77,12 @@ def test_what_if_compares(plugin: Plugin) -> None:
     assert "With gpu=A10,adapter=full,count=1: " in run.output
 
 
+def test_a_comparison_leaves_out_parts_of_nothing(plugin: Plugin) -> None:
+    run = plugin("plan", "-f", SFT, "--what-if", "adapter.lora.targetModules=[q_proj]")
+    assert "[q_proj]" in run.output
+    assert " 0.0 " not in run.output
+
+
 def test_what_if_takes_any_field(plugin: Plugin) -> None:
     run = plugin("plan", "-f", SFT, "-o", "json", "--what-if", "training.maxLength=512")
     plans = [each["plan"]["maxLength"] for each in json.loads(run.output)]

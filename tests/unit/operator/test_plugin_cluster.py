@@ -105,6 +105,11 @@ def test_status_tells_progress_stability_and_attempts(plugin: Plugin, kubectl: A
     )
 
 
+def test_words_in_brackets_are_no_markup(plugin: Plugin, kubectl: Arrange) -> None:
+    kubectl(_job("Failed", message="found [red] in [/models] :warning:"))
+    assert "found [red] in [/models] :warning:" in plugin("status", "job").output
+
+
 def test_a_job_that_no_operator_has_seen_is_pending(plugin: Plugin, kubectl: Arrange) -> None:
     kubectl(make_job_body())
     assert plugin("status", "job").output.splitlines() == ["team/job  Pending"]

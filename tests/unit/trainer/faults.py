@@ -63,6 +63,18 @@ def break_loss(
     monkeypatch.setattr(broken_class, "compute_loss", broken)
 
 
+def break_evaluation(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
+    """Make the held-out loss no number after some optimizer steps."""
+    original = sft.ResumableSftTrainer.compute_loss
+
+    def broken(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(trainer, model, *args, **kwargs)
+        is_due = not model.training and trainer.state.global_step in steps
+        return no_number(loss) if is_due else loss
+
+    monkeypatch.setattr(sft.ResumableSftTrainer, "compute_loss", broken)
+
+
 def run_here(site: Site, config: TrainerConfig) -> int:
     """Run `run` in this process and return its exit code."""
     log = site.root / "termination-log"

@@ -1,6 +1,11 @@
 """Runs the trainer as the processes of one attempt, as the launcher would start them."""
 
+import os
 import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from finetune_api.status import Plan
@@ -100,3 +105,44 @@ def configure_deepspeed(plan: Plan) -> None:
     config = DeepSpeedConfig(taken.hf_deepspeed_config.config)
     assert config.zero_config.stage == int(plan.strategy[-1])
     assert config.zero_config.gather_16bit_weights_on_model_save is (plan.strategy == "zero3")
+
+
+def load_beside_zero3(plan: Plan, folder: Path) -> None:
+    """Load whole weights while ZeRO-3 is configured, in one process of several."""
+    import torch
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    from finetune_trainer import distributed
+    from finetune_trainer.device import Device
+    from finetune_trainer.model import load_whole
+
+    spec, device = make_config(plan).spec, Device(cuda=False, dtype=torch.float32)
+    kept = HfDeepSpeedConfig(distributed.arguments(plan, spec, device)["deepspeed"])
+    assert is_deepspeed_zero3_enabled()
+    distributed.load_alone()
+    weights = load_whole(folder, spec, torch.float32).parameters()
+    assert all(weight.numel() for weight in weights)
+    del kept
+
+
+def wait_for_a_late_first(environment: dict[str, str], *, is_lost: bool) -> None:
+    """Be one of two processes; the first comes later than a collective may take, or never."""
+    os.environ.update(environment)
+    import torch
+
+    from finetune_trainer import distributed
+    from finetune_trainer.device import Device
+
+    patched: Any = distributed
+    patched._COLLECTIVE = timedelta(seconds=2)
+    patched._CAUSE_SECONDS = 0
+    distributed.join(Device(cuda=False, dtype=torch.float32))
+    if environment["RANK"] == "0":
+        time.sleep(4)
+        if is_lost:
+            os._exit(3)
+    try:
+        distributed.wait_for_first()
+    except RuntimeError as error:
+        sys.exit(4 if distributed.is_lost_peer(error) else str(error))
+    distributed.leave()

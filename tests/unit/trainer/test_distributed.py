@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finetune_api.failures import Reason
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure, TrainerConfig
 from finetune_trainer.device import choose_device
+from finetune_trainer.distributed import check_processes
 from finetune_trainer.methods.supported import check_supported
 from unit.trainer.builders import chat_rows, make_config, make_plan
 from unit.trainer.conftest import Site
@@ -26,8 +28,10 @@ from unit.trainer.ranks import (
     LIMIT_SECONDS,
     configure_deepspeed,
     free_port,
+    load_beside_zero3,
     run_ranks,
     start_ranks,
+    wait_for_a_late_first,
 )
 
 _SPEC: dict[str, Any] = {
@@ -111,6 +115,34 @@ def test_a_process_that_lost_another_leaves_the_word_to_that_one(
     assert first.exitcode == 75
     assert run_ranks(site, config) == [0, 0]
     assert site.metrics() == together.metrics()
+
+
+@pytest.mark.parametrize(("is_lost", "codes"), [(False, [0, 0]), (True, [3, 4])])
+def test_the_first_process_may_take_longer_than_a_collective(
+    is_lost: bool, codes: list[int]
+) -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        start_process(partial(wait_for_a_late_first, is_lost=is_lost), shared | {"RANK": rank})
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        process.join(LIMIT_SECONDS)
+    assert [process.exitcode for process in processes] == codes
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / f"rng_state_{rank}.pth").touch()
+    check_processes(tmp_path, 2)
+    with pytest.raises(JobFailure, match="was written by 2 processes, but 1 would go on from it"):
+        check_processes(tmp_path, 1)
+
+
+def test_the_first_process_loads_the_base_alone_beside_zero3(site: Site) -> None:
+    process = start_process(load_beside_zero3, _plan("zero3"), site.model)
+    process.join(LIMIT_SECONDS)
+    assert process.exitcode == 0
 
 
 def test_sharded_processes_train_what_whole_ones_do(site: Site, together: Site) -> None:

@@ -96,6 +96,16 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert _measured(site) == resumed
 
 
+def test_completions_in_use_are_sampled_anew_for_other_micro_batches(site: Site) -> None:
+    """As after an attempt that ran out of memory."""
+    training = _SHORT | {"maxSteps": 8, "checkpoint": {"everySteps": 2}}
+    config = grpo_job(site, training=training, grpo={"iterations": 3})
+    assert site.run(config, Interruption("step", 5)) == -signal.SIGKILL
+    halved = make_plan(micro_batch_size=4, gradient_accumulation_steps=4)
+    assert site.run(config.model_copy(update={"plan": halved})) == 0
+    assert site.result().step == 8
+
+
 def _measured(site: Site) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in entry.items() if name != "step_time"}
@@ -105,20 +115,29 @@ def _measured(site: Site) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", ["grpo", "ebft"])
 def test_two_processes_share_groups(site: Site, method: str) -> None:
+    """Each gives its half of a group the rewards that one process gives the whole group."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    plan = make_plan(
-        gpus=2,
-        gpus_per_node=2,
-        strategy="ddp",
-        micro_batch_size=4,
-        gradient_accumulation_steps=1,
-    )
-    training = _SHORT | {"maxSteps": 4, "batchSize": 8, "evalEverySteps": 2}
-    rewards = _SPEC["rewards"] if method == "grpo" else None
-    rows = [{"prompt": f"Word {number}:", "completion": "yes"} for number in range(10)]
-    config = grpo_job(site, rows, plan=plan, training=training, method=method, rewards=rewards)
+    halves = {"micro_batch_size": 4, "gradient_accumulation_steps": 1}
+    plan = make_plan(gpus=2, gpus_per_node=2, strategy="ddp", **halves)
+    rows = [{"prompt": f"Word {number}:", "completion": "yes" * number} for number in range(1, 11)]
+    changes: dict[str, Any] = {
+        "method": method,
+        "training": _SHORT | {"maxSteps": 4, "batchSize": 8, "evalEverySteps": 2},
+        "rewards": _SPEC["rewards"] if method == "grpo" else None,
+        # Next to nothing is left to chance, of which each process has its own.
+        "generation": _SPEC["generation"] | {"temperature": 1e-4},
+    }
+    config = grpo_job(site, rows, plan=plan, **changes)
     environment = {"FINETUNE_DEVICE": "cpu", "MASTER_PORT": str(port)}
     assert site.run(config, environment=environment) == 0
-    assert site.result().step == 4
-    assert [entry["step"] for entry in site.metrics() if "eval_reward" in entry] == [0, 2, 4]
+    found = _rewards(site)
+    site.clear()
+    whole = make_plan(micro_batch_size=8, gradient_accumulation_steps=1)
+    assert site.run(grpo_job(site, rows, plan=whole, **changes)) == 0
+    assert found == pytest.approx(_rewards(site), abs=1e-3)
+
+
+def _rewards(site: Site) -> dict[str, float]:
+    keys = ("reward", "eval_reward")
+    return {f"{key} {e['step']}": e[key] for e in site.metrics() for key in keys if key in e}

@@ -9,11 +9,15 @@ import torch
 from finetune_api.failures import Reason
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer import export
+from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.methods import sft
+from finetune_trainer.metrics_log import MetricsLog
+from finetune_trainer.progress import ProgressBoard
 from unit.trainer.builders import make_plan
 from unit.trainer.conftest import Site
 from unit.trainer.faults import (
+    break_evaluation,
     break_loss,
     fifty_times,
     infinite_gradient,
@@ -25,7 +29,9 @@ from unit.trainer.faults import (
 PLACES = [1, 5, 9]
 
 
-def _job(site: Site, policy: str = "Warn", **training: Any) -> TrainerConfig:
+def _job(
+    site: Site, policy: str = "Warn", dataset: dict[str, Any] | None = None, **training: Any
+) -> TrainerConfig:
     defaults = {
         "maxSteps": 10,
         "batchSize": 4,
@@ -33,7 +39,10 @@ def _job(site: Site, policy: str = "Warn", **training: Any) -> TrainerConfig:
         "checkpoint": {"everySteps": 2, "keep": 1},
     }
     return site.job(
-        make_plan(), training=defaults | training, stability={"policy": policy, "maxRollbacks": 1}
+        make_plan(),
+        dataset=dataset or {"source": "pvc://data/rows.jsonl"},
+        training=defaults | training,
+        stability={"policy": policy, "maxRollbacks": 1},
     )
 
 
@@ -133,6 +142,45 @@ def test_a_resumed_run_finds_what_an_uninterrupted_one_finds(
     found = [(finding.rule, finding.step) for finding in result.stability.findings]
     # The two jumps before the interruption count.
     assert found == [("loss-jump", 14), ("loss-jumps-repeated", 19)]
+
+
+def test_findings_that_are_no_numbers_outlive_an_interruption(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _job(
+        site,
+        dataset={"source": "pvc://data/rows.jsonl", "evalFraction": 0.1},
+        evalEverySteps=4,
+        logEverySteps=5,
+    )
+    with monkeypatch.context() as patch:
+        break_evaluation(patch, [4])
+        # Skipped, and not logged yet.
+        break_loss(patch, [3], no_number)
+        break_loss(patch, [5], out_of_memory)
+        assert run_here(site, config) == 80
+    assert run_here(site, config) == 0
+    stability = site.result().stability
+    assert stability is not None
+    found = {(finding.rule, finding.step) for finding in stability.findings}
+    assert {("eval-loss-not-finite", 4), ("gradient-not-finite", 5)} <= found
+    (evaluation,) = [entry for entry in site.metrics() if "eval_loss" in entry.get("notFinite", {})]
+    assert (evaluation["step"], evaluation["notFinite"]["eval_loss"]) == (4, "nan")
+
+
+def test_a_restarted_guard_says_nothing_until_it_has_recalled(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    board, metrics = ProgressBoard(), MetricsLog(site.paths.metrics)
+    metrics.append(4, {"eval_loss": math.inf})
+    checkpoints = Checkpoints(site.paths.checkpoints, keep=1)
+    guard = StabilityGuard(_job(site), board, checkpoints, MetricsLog(site.paths.metrics))
+    assert board.report().stability is None
+    guard.recall(4)
+    assert board.stability is not None
+    assert [found.rule for found in board.stability.findings] == ["eval-loss-not-finite"]
+    # It was said when it was found.
+    assert [record for record in caplog.records if record.message == "stability"] == []
 
 
 @pytest.mark.parametrize("step", PLACES)

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -289,16 +290,18 @@ def test_pairs_too_long_are_cut_or_dropped(site: Site) -> None:
 
 
 def test_pairs_become_labelled_answers_and_stay_together(site: Site) -> None:
-    site.write_data([PAIR | {"prompt": f"{number} "} for number in range(10)])
+    site.write_data([PAIR | {"prompt": f"{number} "} for number in range(20)])
     result = site.prepare(make_config(**KTO | dataset(evalFraction=0.3)))
     assert result.preparation is not None
-    assert (result.preparation.dataset.rows, result.preparation.dataset.eval_rows) == (14, 6)
+    assert (result.preparation.dataset.rows, result.preparation.dataset.eval_rows) == (28, 12)
     train, held_out = (load_from_disk(str(site.paths.data / name)) for name in ("train", "eval"))
     trained_on = {tuple(ids) for ids in train["prompt_ids"]}
     assert trained_on.isdisjoint(tuple(ids) for ids in held_out["prompt_ids"])
-    assert sum(train["label"]) == 7
-    labels = list(train["label"])
-    assert labels != [True, False] * 7
+    assert sum(train["label"]) == 14
+    # The neighbour that a row is compared with is to answer another prompt.
+    for rows in (train, held_out):
+        labels = list(rows["label"])
+        assert any(left == right for left, right in pairwise(labels))
 
 
 def test_prompts_keep_every_column_as_it_is(site: Site) -> None:
@@ -353,6 +356,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
     "unknown extra": (training(extra={"neftune_noise_alhpa": 5}), Reason.CONFIG_INVALID, r"training.extra.neftune_noise_alhpa is no field of TRL's SFTConfig: did you mean neftune_noise_alpha\?"),
     "owned extra of a method": (DPO | training(extra={"beta": 0.5}), Reason.CONFIG_INVALID, "training.extra.beta is set by the spec"),
     "order of kto": (KTO | training(extra={"train_sampling_strategy": "random"}), Reason.CONFIG_INVALID, "training.extra.train_sampling_strategy is set by the spec"),
+    "reference that moves": (DPO | training(extra={"sync_ref_model": True}), Reason.CONFIG_INVALID, "training.extra.sync_ref_model is set by the spec: use nothing: the reference stays"),
     "extra of another method": (DPO | training(extra={"num_completions_to_print": 1}), Reason.CONFIG_INVALID, "training.extra.num_completions_to_print is no field of TRL's DPOConfig"),
     "owned extra": (training(extra={"max_steps": 5}), Reason.CONFIG_INVALID, "training.extra.max_steps is set by the spec: use training.maxSteps"),
     "wrong type": (training(extra={"adam_beta1": "high"}), Reason.CONFIG_INVALID, "training.extra.adam_beta1 is 'high', expected float"),

@@ -16,13 +16,21 @@ from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability import rollback as module
 from unit.trainer.builders import chat_rows, make_plan
 from unit.trainer.conftest import Site
-from unit.trainer.faults import break_loss, broken_rank, more_than_double, no_number, run_here
+from unit.trainer.faults import (
+    break_evaluation,
+    break_loss,
+    broken_rank,
+    more_than_double,
+    no_number,
+    run_here,
+)
 from unit.trainer.processes import start_process
 from unit.trainer.ranks import LIMIT_SECONDS, free_port
 from unit.trainer.test_grpo import grpo_job
 
 
 def _job(site: Site, **training: Any) -> TrainerConfig:
+    fraction = 0.1 if "evalEverySteps" in training else 0
     defaults = {
         "maxSteps": 10,
         "batchSize": 4,
@@ -31,6 +39,7 @@ def _job(site: Site, **training: Any) -> TrainerConfig:
     }
     return site.job(
         make_plan(),
+        dataset={"source": "pvc://data/rows.jsonl", "evalFraction": fraction},
         training=defaults | training,
         stability={"policy": "Rollback", "maxRollbacks": 2},
     )
@@ -101,6 +110,31 @@ def test_training_goes_on_past_the_bad_step_with_half_the_rate(
     stability = site.result().stability
     assert stability is not None
     assert (stability.verdict, stability.findings[0].severity) == ("Warning", "Warning")
+
+
+def test_the_last_step_has_no_step_after_it_to_go_on_with(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _job(site)
+    break_loss(monkeypatch, [10], no_number)
+    assert run_here(site, config) == 81
+    expected = "Training cannot go on from checkpoint 8: no step is left of the 10: "
+    assert expected in site.result().message
+
+
+def test_the_checkpoint_before_an_unproven_stretch_is_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out rows tell of all steps since they were last looked at."""
+    config = _job(site, evalEverySteps=4)
+    with monkeypatch.context() as patch:
+        break_evaluation(patch, [8])
+        assert run_here(site, config) == 82
+    rollback = site.result().rollback
+    assert rollback == Rollback(
+        rule="eval-loss-not-finite", step=8, to_step=4, learning_rate_factor=0.5
+    )
+    assert run_here(site, _after(config, rollback)) == 0
 
 
 def test_factors_multiply_and_then_the_job_fails(

@@ -62,13 +62,54 @@ def test_a_suspicion_begins_with_its_first_abnormal_step_and_ends() -> None:
     evaluator = Evaluator(Method.SFT)
     for step in range(1, 21):
         evaluator.observe(step, {"loss": 1.0})
-    assert evaluator.suspect_since() is None
+    assert evaluator.last_good_step() == 20
     evaluator.observe(21, {"loss": 2.5})
     evaluator.observe(22, {"loss": 2.5})
-    assert evaluator.suspect_since() == 21
+    assert evaluator.last_good_step() == 20
     for step in range(23, 33):
         evaluator.observe(step, {"loss": 1.0})
-    assert evaluator.suspect_since() is None
+    assert evaluator.last_good_step() == 32
+
+
+def test_what_was_not_evaluated_yet_is_not_known_to_be_good() -> None:
+    evaluator = Evaluator(Method.SFT)
+    evaluator.observe(0, {"eval_loss": 2.0})
+    for step in range(1, 196):
+        evaluator.observe(step, {"loss": 1.0})
+        if step == 100:
+            evaluator.observe(step, {"eval_loss": 1.0})
+    assert evaluator.last_good_step() == 100
+    (found,) = evaluator.observe(200, {"eval_loss": math.nan})
+    assert found.since == 101
+
+
+def test_a_finding_before_the_first_step_is_about_no_step_of_training() -> None:
+    (found,) = Evaluator(Method.SFT).observe(0, {"eval_loss": math.nan})
+    assert found.since == 0
+    (found,) = Evaluator(Method.SFT).observe(10, {"loss": math.nan})
+    assert found.since == 1
+
+
+def test_one_fault_is_told_once_by_each_severity() -> None:
+    fault = FAULTS["data that turns bad"]
+    found = observe(Method.SFT, fault.inject(clean(Method.SFT, 1), 200, seed=1))
+    told = [(one.rule.name, one.step) for one in found if one.rule.severity != "Info"]
+    assert told[:3] == [("loss-jump", 201), ("loss-jumps-repeated", 203), ("loss-diverged", 210)]
+
+
+def test_a_critical_finding_begins_with_the_earliest_of_those_that_it_covers() -> None:
+    evaluator = Evaluator(Method.SFT)
+    losses = [1.0] * 70 + [2.0] + [1.0] * 20 + [4.0] * 3
+    found = [
+        one
+        for step, loss in enumerate(losses, 1)
+        for one in evaluator.observe(step, {"loss": loss})
+    ]
+    critical = [one for one in found if one.rule.severity == "Critical"]
+    assert [(one.rule.name, one.step, one.since) for one in critical] == [
+        ("loss-spikes-repeated", 93, 71),
+        ("loss-jumps-repeated", 94, 92),
+    ]
 
 
 def test_a_rule_that_fired_is_quiet_for_a_while() -> None:

@@ -3,17 +3,18 @@
 
 import logging
 import math
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.failures import Reason
 from finetune_api.stability import SKIPPED, rules_of
 from finetune_api.status import Finding, Rollback
 from finetune_api.trainer import JobFailure, TrainerConfig
-from finetune_trainer.checkpoints import step_of
+from finetune_trainer import distributed
+from finetune_trainer.checkpoints import Checkpoints, step_of
 from finetune_trainer.logs import fields
+from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.stability.evaluator import Detection, Evaluator
 from finetune_trainer.stability.failure import RolledBack
@@ -27,40 +28,54 @@ SKIPPED_IN_A_ROW = 3
 class StabilityGuard(TrainerCallback):
     """Holds one run against the stability table. The first process decides for all."""
 
-    def __init__(self, config: TrainerConfig, board: ProgressBoard, trainer: Any) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        board: ProgressBoard,
+        checkpoints: Checkpoints,
+        metrics: MetricsLog,
+    ) -> None:
         self.config = config
         self.board = board
-        self.trainer = trainer
+        self.checkpoints = checkpoints
+        self.metrics = metrics
         self.policy = config.spec.stability
         self._rules = rules_of(config.spec.method)
         self.evaluator = Evaluator(config.spec.method)
-        self._observed = 0
-        """Newest step that was logged."""
         self._skipped = 0
         """Steps since the last log that were skipped."""
         self._in_a_row = 0
         self._findings: list[Finding] = []
-        self.board.found(self._findings, self._rules)
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether a finding may send training back, if need be to where it began."""
+        return self.policy.policy == "Rollback"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Recall what was logged up to the checkpoint, and make sure that there is one."""
+        """Recall what was logged up to the checkpoint."""
         self.recall(state.global_step)
-        first = self.trainer.checkpoints.root / "checkpoint-0"
-        if self.policy.policy == "Rollback" and state.global_step == 0 and not first.exists():
-            self.trainer.save_checkpoint()
 
     def recall(self, step: int) -> None:
         """See again what earlier processes logged up to a step, and what they found."""
         self.evaluator = Evaluator(self.config.spec.method)
         self._findings = [_finding_of(rollback) for rollback in self.config.rollbacks]
-        self._observed = step
-        self._report(self.evaluator.replay(self.trainer.metrics.entries, step))
-        self.board.found(self._findings, self._rules)
+        self._note(self.evaluator.replay(self.metrics.entries, step))
 
-    def check_gradient(self, norm: float, step: int, *, is_applied: bool) -> bool:
-        """Tell whether an optimizer step must be skipped; its number counts from 1.
+    def counts(self) -> dict[str, int]:
+        """Return what is counted and not logged yet; a checkpoint keeps it."""
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
+
+    def restore(self, counts: dict[str, int]) -> None:
+        """Count on from a checkpoint."""
+        self._skipped, self._in_a_row = counts["skipped"], counts["in_a_row"]
+
+    def check_gradient(
+        self, norm: float, args: TrainingArguments, state: TrainerState, *, is_applied: bool
+    ) -> bool:
+        """Tell whether the optimizer step that is due must be skipped.
 
         Every rank passes the same norm, for gradients are reduced before. `is_applied` says that
         the weights have taken the gradient already. Raises JobFailure when training must end.
@@ -68,16 +83,19 @@ class StabilityGuard(TrainerCallback):
         if math.isfinite(norm):
             self._in_a_row = 0
             return False
+        step = state.global_step + 1
         self._skipped += 1
         self._in_a_row += 1
         can_skip = not is_applied and self._in_a_row <= SKIPPED_IN_A_ROW
         if self.policy.policy == "Warn" and can_skip:
-            log.warning("step is skipped: the gradient is no number", extra=fields(step=step))
+            if state.is_world_process_zero:
+                log.warning("step is skipped: the gradient is no number", extra=fields(step=step))
             return True
         rule = next(rule for rule in self._rules if rule.metric == SKIPPED)
         detection = Detection(rule, SKIPPED, self._skipped, step, since=step)
-        self._report([detection])
-        self._act(detection)
+        self._report([detection], state)
+        if self.policy.policy != "Warn":
+            self._act(detection, args, state)
         raise JobFailure(
             Reason.TRAINING_UNSTABLE,
             f"the gradient was no finite number in {self._in_a_row} steps in a row, up to step "
@@ -90,11 +108,8 @@ class StabilityGuard(TrainerCallback):
         return {SKIPPED: float(skipped)} if skipped else {}
 
     def last_good_step(self) -> int | None:
-        """Return the newest step after which nothing Critical is suspected; None if none counts."""
-        if self.policy.policy == "Warn":
-            return None
-        suspect = self.evaluator.suspect_since()
-        return self._observed if suspect is None else suspect - 1
+        """Return the newest step that no finding can yet look back beyond; None if none counts."""
+        return None if self.policy.policy == "Warn" else self.evaluator.last_good_step()
 
     def on_log(
         self,
@@ -106,19 +121,24 @@ class StabilityGuard(TrainerCallback):
     ) -> None:
         """Hold one step's or one evaluation's metrics against the table."""
         detections = self.evaluator.observe(state.global_step, logs or {})
-        self._observed = state.global_step
-        self._report(detections)
-        critical = [found for found in detections if found.rule.severity == "Critical"]
+        self._report(detections, state)
         if self.policy.policy == "Warn":
             return
-        worst = self._as_main(min(critical, key=lambda found: found.since, default=None))
-        if worst is not None:
-            self._act(worst)
+        critical = [found for found in detections if found.rule.severity == "Critical"]
+        worst = min(critical, key=lambda found: found.since, default=None)
+        must_act = worst is not None and state.is_world_process_zero
+        # Every step asks, so that all processes take the same turn: a number is quickly passed on.
+        if distributed.any_process(must_act, args.device):
+            self._act(distributed.first_says(worst), args, state)
 
-    def _report(self, detections: list[Detection]) -> None:
+    def _report(self, detections: list[Detection], state: TrainerState) -> None:
+        if not detections:
+            return
+        self._note(detections)
+        if not state.is_world_process_zero:
+            return
         for detection in detections:
             finding = detection.finding()
-            self._findings.append(finding)
             log.warning(
                 "stability",
                 extra=fields(
@@ -129,30 +149,22 @@ class StabilityGuard(TrainerCallback):
                     advice=finding.advice,
                 ),
             )
-        if detections:
-            self.board.found(self._findings, self._rules)
 
-    def _act(self, detection: Detection) -> None:
-        """End training as the policy says. Returns only for policy Warn."""
-        if self.policy.policy == "Warn":
-            return
-        checkpoint = self._as_main(self._good_checkpoint(detection.since))
+    def _note(self, detections: list[Detection]) -> None:
+        self._findings += [detection.finding() for detection in detections]
+        self.board.found(self._findings, self._rules)
+
+    def _act(self, detection: Detection, args: TrainingArguments, state: TrainerState) -> NoReturn:
+        """End training as the policy says, which is not Warn; all processes together."""
+        checkpoint = distributed.first_says(self._good_checkpoint(detection.since, state))
         finding = detection.finding()
-        kept = "no good checkpoint" if checkpoint is None else f"checkpoint {checkpoint} as good"
-        if self.policy.policy == "Halt" or checkpoint is None:
+        rollback = self._rollback(detection, checkpoint or 0, args)
+        obstacle = self._obstacle(checkpoint, rollback.step, state.max_steps)
+        if obstacle is not None:
             raise JobFailure(
                 Reason.TRAINING_UNSTABLE,
-                f"{finding.rule}: {finding.message} Training was halted with {kept}: "
-                f"{finding.advice}.",
+                f"{finding.rule}: {finding.message} {obstacle}: {finding.advice}.",
             )
-        done = len(self.config.rollbacks)
-        if done >= self.policy.max_rollbacks:
-            raise JobFailure(
-                Reason.TRAINING_UNSTABLE,
-                f"{finding.rule}: {finding.message} stability.maxRollbacks allows {done} "
-                f"rollbacks, and all were used: {finding.advice}.",
-            )
-        rollback = self._rollback(detection, checkpoint)
         raise RolledBack(
             f"{finding.rule}: {finding.message} Training goes back to checkpoint {checkpoint} and "
             f"on after step {rollback.step}, with the learning rate times "
@@ -160,40 +172,50 @@ class StabilityGuard(TrainerCallback):
             rollback,
         )
 
-    def _rollback(self, detection: Detection, checkpoint: int) -> Rollback:
+    def _obstacle(self, checkpoint: int | None, step: int, last: int) -> str | None:
+        """Say why training does not go on after a step from a checkpoint; None when it can."""
+        if not self.may_go_back or checkpoint is None:
+            kept = (
+                "no good checkpoint" if checkpoint is None else f"checkpoint {checkpoint} as good"
+            )
+            return f"Training was halted with {kept}"
+        if step >= last:
+            # The rest of the data would be skipped, and an older model handed over as trained.
+            return (
+                f"Training cannot go on from checkpoint {checkpoint}: no step is left of the {last}"
+            )
+        done = len(self.config.rollbacks)
+        if done >= self.policy.max_rollbacks:
+            return f"stability.maxRollbacks allows {done} rollbacks, and all were used"
+        return None
+
+    def _rollback(self, detection: Detection, checkpoint: int, args: TrainingArguments) -> Rollback:
         earlier = self.config.rollbacks
         factor = earlier[-1].learning_rate_factor if earlier else 1.0
         return Rollback(
             rule=detection.rule.name,
-            step=min(self._boundary(detection.step), self.trainer.state.max_steps),
+            step=_boundary(detection.step, args),
             to_step=checkpoint,
             learning_rate_factor=factor * self.policy.learning_rate_factor,
         )
 
-    def _boundary(self, step: int) -> int:
-        """Return the first step from this one on after which new completions are sampled.
-
-        Where nothing is sampled that is every step; GRPO uses a batch for several.
-        """
-        arguments = self.trainer.args
-        accumulation = arguments.gradient_accumulation_steps
-        batches = getattr(arguments, "steps_per_generation", accumulation)
-        stride: int = batches * getattr(arguments, "num_iterations", 1) // accumulation
-        return math.ceil(step / stride) * stride
-
-    def _good_checkpoint(self, since: int) -> int | None:
+    def _good_checkpoint(self, since: int, state: TrainerState) -> int | None:
         """Return the newest complete checkpoint from before a step; the first process looks."""
-        if not self.trainer.is_world_process_zero():
+        if not state.is_world_process_zero:
             return None
-        found = self.trainer.checkpoints.newest_complete(before=since)
+        found = self.checkpoints.newest_complete(before=since)
         return None if found is None else step_of(found)
 
-    def _as_main(self, value: Any) -> Any:
-        """Return what the first process passes: all must take the same turn."""
-        values = [value]
-        if self.trainer.args.world_size > 1:
-            torch.distributed.broadcast_object_list(values)
-        return values[0]
+
+def _boundary(step: int, args: TrainingArguments) -> int:
+    """Return the first step from this one on after which new completions are sampled.
+
+    Where nothing is sampled that is every step; GRPO uses a batch for several.
+    """
+    accumulation = args.gradient_accumulation_steps
+    batches = getattr(args, "steps_per_generation", accumulation)
+    stride: int = batches * getattr(args, "num_iterations", 1) // accumulation
+    return math.ceil(step / stride) * stride
 
 
 def _finding_of(rollback: Rollback) -> Finding:

@@ -72,15 +72,25 @@ class OnlineTrainer(GRPOTrainer):
         # With one iteration every optimizer step begins with new completions.
         if self.num_iterations > 1:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            held = {"step": self._step, "completions": self._buffered_inputs}
+            held = {"batch": self._batch, "completions": self._buffered_inputs}
             torch.save(held, self._completions_file(folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        # Micro-batches so far: they tell when new completions are due.
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
         # There are none to go on with where new completions are due, as after a rollback.
         if checkpoint is not None and self._completions_file(Path(checkpoint)).exists():
             held = torch.load(self._completions_file(Path(checkpoint)), self.args.device)
-            self._step, self._buffered_inputs = held["step"], held["completions"]
+            # Cut into other micro-batches they are of no use: TRL samples anew.
+            if held["batch"] == self._batch:
+                self._buffered_inputs = held["completions"]
+
+    @property
+    def _batch(self) -> tuple[int, int]:
+        """Rows and number of the micro-batches that completions are cut into."""
+        arguments: Any = self.args
+        return arguments.per_device_train_batch_size, arguments.steps_per_generation
 
     def _completions_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"completions-{self.args.process_index}.pt"

@@ -10,9 +10,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.callbacks.guard import StabilityGuard
+from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.distributed import load_whole_again, wait_for_first
+from finetune_trainer.distributed import first_says, load_whole_again, wait_for_first
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
@@ -37,26 +38,28 @@ class ResumableTrainer:
             handler.gradient_as_bucket_view = True
         return arguments
 
-    def use_checkpoints(self: Any, checkpoints: Checkpoints, metrics: MetricsLog) -> None:
-        """Write checkpoints there; called once, before train()."""
-        self.checkpoints = checkpoints
-        self.metrics = metrics
-        self.add_callback(_RestoreAccumulators(self))
-
-    def use_guard(self: Any, guard: StabilityGuard) -> None:
-        """Hold training against the stability table; called once, after use_checkpoints()."""
-        self.guard = guard
-        self.add_callback(guard)
+    def attend(
+        self: Any,
+        checkpoints: Checkpoints,
+        metrics: MetricsLog,
+        guard: StabilityGuard,
+        report: ReportCallback,
+    ) -> None:
+        """Set up what accompanies training; called once, before it begins."""
+        self.checkpoints, self.metrics, self.guard = checkpoints, metrics, guard
+        # In this order the log forgets what came after the checkpoint, the guard recalls the rest,
+        # and then an evaluation can be made up for; and a step is logged before it is judged.
+        for callback in (report, guard, _Beginning(self)):
+            self.add_callback(callback)
 
     def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
         """Return the gradient's norm; a gradient that is no number never reaches the weights."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        step = self.state.global_step + 1
         # DeepSpeed steps inside the backward pass.
         is_applied = bool(self.is_deepspeed_enabled)
         # It may give no norm then.
         number = 0.0 if norm is None else float(norm)
-        if self.guard.check_gradient(number, step, is_applied=is_applied):
+        if self.guard.check_gradient(number, self.args, self.state, is_applied=is_applied):
             # An optimizer leaves weights without a gradient alone.
             model.zero_grad()
         return norm
@@ -120,26 +123,39 @@ class ResumableTrainer:
         self.callback_handler.on_save(self.args, self.state, self.control)
 
 
-class _RestoreAccumulators(TrainerCallback):
-    """Restores the sums since the last log, after Trainer has zeroed them."""
+class _Beginning(TrainerCallback):
+    """What is to be done before the first step of a process, after Trainer has set itself up."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.checkpoint: Path | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the checkpoint that training resumes from."""
-        checkpoint = self.trainer.checkpoints.root / f"checkpoint-{state.global_step}"
-        file = _accumulators_file(self.trainer, checkpoint)
-        if not file.exists():
-            return
-        sums = json.loads(file.read_text())
+        """Go on from the checkpoint as if it had not been left; without one, keep the start."""
         trainer = self.trainer
-        trainer._tr_loss = torch.tensor(sums["loss"], device=trainer.args.device)
-        trainer._globalstep_last_logged = sums["last_logged_step"]
-        _sums(trainer).update(sums["metrics"])
+        checkpoint = trainer.checkpoints.root / f"checkpoint-{state.global_step}"
+        file = _accumulators_file(trainer, checkpoint)
+        if file.exists():
+            _restore(trainer, json.loads(file.read_text()))
+        elif state.global_step == 0 and trainer.guard.may_go_back:
+            trainer.save_checkpoint()
+        if self._owes_evaluation(args, state):
+            trainer.evaluate()
+
+    def _owes_evaluation(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Tell whether the process before gave up the evaluation of its last step for SIGTERM."""
+        if not state.global_step or not args.eval_steps or state.global_step % args.eval_steps:
+            return False
+        return first_says(self.trainer.metrics.find(state.global_step, "eval_loss")) is None
+
+
+def _restore(trainer: Any, sums: dict[str, Any]) -> None:
+    """Restore the sums since the last log, which Trainer has zeroed."""
+    trainer._tr_loss = torch.tensor(sums["loss"], device=trainer.args.device)
+    trainer._globalstep_last_logged = sums["last_logged_step"]
+    trainer.guard.restore(sums["guard"])
+    _sums(trainer).update(sums["metrics"])
 
 
 def _accumulators(trainer: Any) -> dict[str, Any]:
@@ -147,6 +163,7 @@ def _accumulators(trainer: Any) -> dict[str, Any]:
         "loss": trainer._tr_loss.item(),
         "last_logged_step": trainer._globalstep_last_logged,
         "metrics": dict(_sums(trainer)),
+        "guard": trainer.guard.counts(),
     }
 
 

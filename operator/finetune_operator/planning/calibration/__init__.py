@@ -38,7 +38,7 @@ def calibration_of(product: str) -> Calibration:
 def _files() -> dict[str, Calibration]:
     folder = resources.files(__name__)
     return {
-        file.name.removesuffix(".yaml"): parse(yaml.safe_load(file.read_text()))
+        file.name.removesuffix(".yaml"): parse(yaml.load(file.read_text(), yaml.CSafeLoader))
         for file in folder.iterdir()
         if file.name.endswith(".yaml")
     }

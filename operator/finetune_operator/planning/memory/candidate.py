@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Method
 from finetune_api.status import Preparation
 
 Strategy = Literal["single", "ddp", "fsdp", "zero2", "zero3"]
@@ -12,9 +12,6 @@ Precision = Literal["bf16", "float32", "float8"]
 
 PAIRED: Final = frozenset({Method.DPO, Method.ORPO, Method.REWARD})
 """Methods that run the chosen and the rejected sequence of each row in one forward pass."""
-
-ONLINE: Final = frozenset({Method.GRPO, Method.EBFT})
-"""Methods whose model writes its own completions."""
 
 
 @dataclass(frozen=True)

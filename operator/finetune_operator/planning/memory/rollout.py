@@ -1,8 +1,8 @@
 """What the trainer holds while its model writes completions by its own generate()."""
 
-from finetune_api.spec import FineTuneJobSpec, Generation
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation
 from finetune_api.status import ModelFacts, Preparation
-from finetune_operator.planning.memory.candidate import ONLINE, Candidate, casts
+from finetune_operator.planning.memory.candidate import Candidate, casts
 
 
 def generation(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> float:
