@@ -95,8 +95,8 @@ class Training(ApiModel):
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """Optimizer steps; wins over epochs."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Peak learning rate. Unset: 2e-4 for lora and qlora, 2e-5 for full sft; a tenth of that for
-    preference methods; 1e-6 for grpo."""
+    """Peak learning rate. Unset, with lora and qlora: 2e-4 for sft and reward, 2e-5 for dpo, kto
+    and orpo, 1e-5 for grpo and ebft; a tenth of that when all weights are trained."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate over the steps."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)

@@ -57,6 +57,8 @@ def quiet_libraries() -> None:
     """Route Transformers' own handler into ours and switch its progress bars off."""
     from transformers.utils import logging as transformers_logging
 
+    # The pair of versions in the image is the one that the rollout is tested with.
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()

@@ -38,7 +38,7 @@ from finetune_trainer.model_card import model_card
 from finetune_trainer.paths import Paths
 from finetune_trainer.peaks import peak_memory
 from finetune_trainer.progress import ProgressBoard
-from finetune_trainer.report.data import ReportData, Sample, Trained
+from finetune_trainer.report.data import ReportData, Sample, Trained, group_size, rows_seen
 from finetune_trainer.report.measures import held_out
 from finetune_trainer.report.page import render
 from finetune_trainer.samples import answer
@@ -275,8 +275,12 @@ class Training:
             steps=state.global_step,
             batch=batch * arguments.world_size,
             epochs=state.epoch,
-            # Not steps times batch: an epoch's last batch may be smaller.
-            rows_seen=round(state.epoch * len(self.trainer.train_dataset)),
+            rows_seen=rows_seen(
+                state.global_step,
+                state.epoch,
+                rows=len(self.trainer.train_dataset),
+                of_a_step=batch * arguments.world_size // group_size(self.config.spec),
+            ),
             device=f"{count}{self.device.name}",
             dtype=str(self.device.dtype).removeprefix("torch."),
             tokens_per_second=self.board.tokens_per_second,

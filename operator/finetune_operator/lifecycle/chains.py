@@ -193,13 +193,13 @@ def _wait(job: Job, field: str, other: Job | None) -> _Wait | None:
         return _Wait(
             _NOT_FOUND,
             f"{field} is the model of job {name}, which is not there: apply it to namespace"
-            f" {job.namespace}.",
+            f" {job.namespace}, or make this job anew with the right name.",
         )
     if other.status.phase is Phase.FAILED:
         return _Wait(
             FAILED,
-            f"{field} is the model of job {other.name} (Failed): correct that job, or delete it and"
-            " apply it again.",
+            f"{field} is the model of job {other.name} (Failed): delete that job and apply it"
+            " corrected.",
         )
     if other.status.artifact is None:
         phase = other.status.phase.value

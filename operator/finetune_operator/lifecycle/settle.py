@@ -199,6 +199,8 @@ def _complete(draft: Draft, result: Result) -> None:
     show_last_words(draft, result.stability)
     artifact = result.artifact
     where = f"The {artifact.kind} is at {artifact.uri}." if artifact else "The model is written."
+    if result.message:
+        where += f" {result.message[0].upper()}{result.message[1:]}."
     draft.say(Phase.SUCCEEDED, where)
     draft.update(
         finish_time=draft.stamp,

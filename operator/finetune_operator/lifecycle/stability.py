@@ -19,7 +19,9 @@ def show_stability(draft: Draft, stability: Stability | None) -> None:
     known = {(one.rule, one.step) for one in before.findings} if before else set()
     for finding in stability.findings:
         if finding.severity != "Info" and (finding.rule, finding.step) not in known:
-            words = f"{finding.rule} at step {finding.step}: {finding.message} {finding.advice}"
+            words = (
+                f"{finding.rule} at step {finding.step}: {finding.message} Advice: {finding.advice}"
+            )
             draft.event(f"Stability{finding.severity}", words, warning=True)
     draft.update(stability=stability)
 

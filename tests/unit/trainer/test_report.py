@@ -11,7 +11,7 @@ from finetune_api.spec import DatasetPart
 from finetune_api.status import DatasetFacts, Finding, Memory, ModelStart, Rollback, Stability
 from finetune_trainer.model_card import model_card
 from finetune_trainer.report.charts import draw_all, thin
-from finetune_trainer.report.data import ReportData, Sample, Trained
+from finetune_trainer.report.data import ReportData, Sample, Trained, rows_seen
 from finetune_trainer.report.page import render
 from unit.trainer.builders import make_config, make_plan
 
@@ -252,3 +252,13 @@ def test_the_card_counts_what_online_methods_count() -> None:
     assert "3 steps of 4 completions: 12 prompts seen" in card
     assert '"groupSize": 8' in card
     assert '"name": "brief"' in card
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"),
+    [(2, 2 / 3, 8), (3, 1.0, 10), (4, 4 / 3, 14), (0, 0.0, 0)],
+)
+def test_rows_are_counted_though_the_last_step_of_an_epoch_is_smaller(
+    steps: int, epochs: float, expected: int
+) -> None:
+    assert rows_seen(steps, epochs, rows=10, of_a_step=4) == expected

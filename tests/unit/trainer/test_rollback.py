@@ -154,7 +154,7 @@ def test_factors_multiply_and_then_the_job_fails(
     with monkeypatch.context() as patch:
         break_loss(patch, [9], no_number)
         assert run_here(site, _after(config, *rollbacks)) == 81
-    assert "stability.maxRollbacks allows 2 rollbacks, and all were used" in site.result().message
+    assert "stability.maxRollbacks is 2, and all were used" in site.result().message
     assert run_here(site, _after(config, *rollbacks)) == 0
     rates, _ = undisturbed
     factors = {step: rate / rates[step] for step, rate in _rates(site).items() if rates[step]}

@@ -186,7 +186,7 @@ class StabilityGuard(TrainerCallback):
             )
         done = len(self.config.rollbacks)
         if done >= self.policy.max_rollbacks:
-            return f"stability.maxRollbacks allows {done} rollbacks, and all were used"
+            return f"stability.maxRollbacks is {done}, and all were used"
         return None
 
     def _rollback(self, detection: Detection, checkpoint: int, args: TrainingArguments) -> Rollback:

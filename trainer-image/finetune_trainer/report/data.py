@@ -27,6 +27,19 @@ _OPTIONS: dict[Method, dict[str, Any]] = {
 """The parts of the spec that each method reads, and their defaults."""
 
 
+def group_size(spec: FineTuneJobSpec) -> int:
+    """Return how many sequences of a batch belong to one row of the data."""
+    return (spec.generation or Generation()).group_size if spec.method in ONLINE else 1
+
+
+def rows_seen(steps: int, epochs: float, *, rows: int, of_a_step: int) -> int:
+    """Return the rows of all steps; an epoch's last step may have fewer than the others."""
+    if not epochs:
+        return 0
+    complete, rest = divmod(steps, max(1, round(steps / epochs)))
+    return complete * rows + min(rest * of_a_step, rows)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training came to, wherever the plan meant it to run."""
