@@ -256,8 +256,8 @@ class Output(ApiModel):
     ) = None
     """Folder in the claim. Unset: the job's name."""
     merged: bool = False
-    """Also write the model with the adapter merged into its weights, in merged/. It is rounded to the
-    number format of the model's files: in bf16 a small update loses part of itself."""
+    """Also write the model with the adapter merged into its weights, in merged/. It is rounded to
+    the number format of the model's files: in bf16 a small update loses part of itself."""
 
 
 class FineTuneJobSpec(ApiModel):
