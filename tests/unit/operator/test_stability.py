@@ -107,7 +107,7 @@ def test_each_finding_is_told_once() -> None:
     first = finding()
     decision = life.step(30, *pods, report=report(first))
     assert said(decision) == [
-        ("Warning", "StabilityWarning", "loss-spike at step 50: Loss 9.1. Lower the rate.")
+        ("Warning", "StabilityWarning", "loss-spike at step 50: Loss 9.1. Advice: Lower the rate.")
     ]
     assert life.body["status"]["stability"]["verdict"] == "Warning"
     assert said(life.step(40, *pods, report=report(first))) == []
