@@ -39,7 +39,7 @@ class Gain:
         """The line as Markdown, as docs/quality.md has it."""
         minutes = self.seconds / 60
         return (
-            f"| {self.method} | {self.metric} | {self.before:.2f} | {self.after:.2f} "
+            f"| {self.method} | {self.metric} | {self.before:.3f} | {self.after:.3f} "
             f"| {self.steps} | {minutes:.1f} |"
         )
 
