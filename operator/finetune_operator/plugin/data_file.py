@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from finetune_api.formats import format_of
 from finetune_api.spec import DatasetFormat
-from finetune_operator.plugin.columns import format_of
 from finetune_operator.plugin.errors import PluginError
 
 CHARACTERS_PER_TOKEN: Final = 3

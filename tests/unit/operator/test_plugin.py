@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.spec import DatasetFormat, Method
-from finetune_operator.plugin.columns import format_of
 from finetune_operator.plugin.rules import problems
-from finetune_trainer.data.formats import recognise
 from unit.operator.plugin_process import EXAMPLES, Plugin, Run, manifest_of
 
 SFT = EXAMPLES / "sft.yaml"
@@ -303,35 +300,3 @@ def test_what_cannot_be_recommended_is_one_sentence(
 def test_columns_that_no_method_knows_are_named(plugin: Plugin, data: Callable[..., Path]) -> None:
     run = plugin("recommend", "--model", "hf://Qwen/Qwen3-8B", "--data", data({"a": 1, "b": 2}))
     assert "has the columns a, b, which are no known format" in _error(run)
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"messages"},
-        {"conversations", "system"},
-        {"prompt", "completion"},
-        {"prompt", "completion", "label"},
-        {"prompt", "chosen", "rejected"},
-        {"chosen", "rejected"},
-        {"instruction", "input", "output"},
-        {"instruction", "context", "response"},
-        {"system_prompt", "question", "response"},
-        {"question", "answer"},
-        {"article", "summary"},
-        {"problem", "solution"},
-        {"text", "meta"},
-        {"input_ids", "labels"},
-        {"prompt"},
-    ],
-    ids=lambda columns: "-".join(sorted(columns)),
-)
-def test_columns_are_recognised_as_in_the_cluster(columns: set[str]) -> None:
-    found = format_of(columns)
-    assert found is not None
-    fitting = {
-        DatasetFormat.PREFERENCE: Method.DPO,
-        DatasetFormat.UNPAIRED_PREFERENCE: Method.KTO,
-        DatasetFormat.PROMPT: Method.GRPO,
-    }.get(found, Method.SFT)
-    assert recognise(columns, DatasetFormat.AUTO, fitting, "hf://a/b").format == found

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_api.formats import recognise
 from finetune_api.spec import DatasetFormat, Method
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
-from finetune_trainer.data.formats import recognise
 from finetune_trainer.data.records import Tokens
 from finetune_trainer.data.render import Renderer, assistant_template
 from unit.trainer.builders import CHAT_TEMPLATE, MARKED_TEMPLATE, save_tokenizer

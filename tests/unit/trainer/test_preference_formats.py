@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_api.formats import recognise
 from finetune_api.spec import DatasetFormat, Method
 from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
-from finetune_trainer.data.formats import recognise
 from finetune_trainer.data.preferences import read_comparison, read_judgement
 from finetune_trainer.data.questions import read_question
 from finetune_trainer.data.records import Completion, Pair

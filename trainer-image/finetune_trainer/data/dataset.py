@@ -13,13 +13,13 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failures import Reason
+from finetune_api.formats import Shape
 from finetune_api.spec import ONLINE, DatasetFormat, FineTuneJobSpec, Method
 from finetune_api.status import DatasetFacts, ModelFacts
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.files import Row
-from finetune_trainer.data.formats import Shape
 from finetune_trainer.data.lengths import LengthPolicy, length_policy
 from finetune_trainer.data.parts import FetchedPart
 from finetune_trainer.data.preferences import read_comparison, read_judgement

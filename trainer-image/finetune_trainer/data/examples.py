@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.formats import Instruction, Shape
 from finetune_api.spec import DatasetFormat
 from finetune_trainer.data.cells import (
     Message,
@@ -15,7 +16,6 @@ from finetune_trainer.data.cells import (
     tools,
     turns,
 )
-from finetune_trainer.data.formats import Instruction, Shape
 from finetune_trainer.data.records import Tokens
 
 Text = str | list[Message]

@@ -6,10 +6,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from finetune_api.failures import Reason
+from finetune_api.formats import Shape, recognise
 from finetune_api.spec import DatasetPart, FineTuneJobSpec
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.files import Row, read_rows, split_files
-from finetune_trainer.data.formats import Shape, recognise
 
 _PEEK = 100
 """Rows whose columns decide on the format; optional columns may be missing in some."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from finetune_api.formats import COMPLETION, LABEL, RANKED, Instruction, Shape
 from finetune_trainer.data.cells import (
     Message,
     RowError,
@@ -16,7 +17,6 @@ from finetune_trainer.data.cells import (
     turns,
 )
 from finetune_trainer.data.examples import Text, ask
-from finetune_trainer.data.formats import COMPLETION, LABEL, RANKED, Instruction, Shape
 
 _LABELS = {"true": 1, "1": 1, "false": 0, "0": 0}
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.formats import Shape
 from finetune_api.spec import DatasetFormat
 from finetune_trainer.data.cells import RowError, text, tools, turns
 from finetune_trainer.data.examples import (
@@ -14,7 +15,6 @@ from finetune_trainer.data.examples import (
     Text,
     read_demonstration,
 )
-from finetune_trainer.data.formats import Shape
 from finetune_trainer.data.records import Tokens
 
 REFERENCE = "ground_truth"

@@ -156,6 +156,12 @@ KINDS: dict[DatasetFormat, _Kind] = {
 }
 
 
+def format_of(columns: AbstractSet[str]) -> DatasetFormat | None:
+    """Return the format of rows with these columns; None when it is none that is known."""
+    shapes = (shape for kind in KINDS.values() if (shape := kind.match(columns)))
+    return next((shape.format for shape in shapes), None)
+
+
 def recognise(
     columns: AbstractSet[str], wanted: DatasetFormat, method: Method, source: str
 ) -> Shape:
