@@ -6,7 +6,7 @@ what is not in the catalogue is not exported. Every metric has the labels namesp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from finetune_api.spec import ONLINE, Method
 from finetune_api.stability import SKIPPED
@@ -19,6 +19,14 @@ _PREFERENCE = (_DPO, _KTO, _ORPO)
 
 EVALUATION = "eval_"
 """How TRL begins the names of what it measures on held-out data."""
+
+Part = Literal["data", "rollout", "forward", "backward", "sync", "optimizer", "logging", "other"]
+"""What the time of a training step is spent on."""
+
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+
+SECONDS: Final = "seconds/"
+"""How the logged names of a step's parts begin."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,11 @@ TOKENS_PER_SECOND = OwnMetric(
     "finetune_tokens_per_second", "Trained tokens a second over all GPUs."
 )
 STEP_SECONDS = OwnMetric("finetune_step_seconds", "Duration of the newest step.")
+PART_SECONDS = OwnMetric(
+    "finetune_step_part_seconds",
+    f"Mean seconds of a step since the log before, by what they went into: {', '.join(PARTS)}.",
+    labels=("part",),
+)
 ETA_SECONDS = OwnMetric("finetune_eta_seconds", "Estimated seconds to the last step.")
 MODEL_FLOPS_UTILIZATION = OwnMetric(
     "finetune_model_flops_utilization_ratio",
@@ -253,6 +266,7 @@ OWN: Final = (
     TOKENS,
     TOKENS_PER_SECOND,
     STEP_SECONDS,
+    PART_SECONDS,
     ETA_SECONDS,
     MODEL_FLOPS_UTILIZATION,
     CHECKPOINT_STEP,

@@ -34,6 +34,7 @@ CONTAINER: Final = "trainer"
 """The one container of prepare and trainer pods."""
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
+GPU_PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 
 CONFIG_DIR: Final = "/etc/finetune"
 CONFIG_FILE: Final = f"{CONFIG_DIR}/job.json"

@@ -35,7 +35,7 @@ class Gpu(ApiModel):
     count: GpuCountOrAuto = "auto"
     """GPUs in all; 0 trains on the CPU."""
     product: str = Field(default="auto", min_length=1, max_length=128)
-    """GPU model, as in the node label nvidia.com/gpu.product."""
+    """GPU model, as in the node label nvidia.com/gpu.product; auto is the cheapest that fits."""
     memory: Annotated[
         str,
         Field(max_length=32),
@@ -43,7 +43,7 @@ class Gpu(ApiModel):
             r"auto|[1-9][0-9]*(\.[0-9]+)?(M|G|T|Mi|Gi|Ti)", "auto or a size with its unit, as 80Gi"
         ),
     ] = "auto"
-    """Memory of one GPU, such as 80Gi; auto is that of the product, or 80Gi when it is unknown."""
+    """Memory of one GPU, such as 80Gi; auto is what the nodes or the product say, else 80Gi."""
 
 
 class Toleration(ApiModel):

@@ -186,6 +186,17 @@ _COMBINATIONS = (
         ".training.precision",
     ),
     Rule(
+        "self.training.precision != 'float8' || !has(self.adapter.lora) || !self.adapter.lora.dora",
+        "float8 does not keep the weights as adapter.lora.dora needs them: use bf16, or no dora",
+        ".training.precision",
+    ),
+    Rule(
+        "self.training.precision != 'float8' || self.resources.strategy in ['auto', 'ddp']",
+        "float8 weights cannot be spread: resources.strategy must be ddp or auto, found"
+        " {self.resources.strategy}",
+        ".training.precision",
+    ),
+    Rule(
         "self.training.precision != 'float8' || self.resources.gpu.count != 0",
         "float8 needs a GPU, but resources.gpu.count is 0",
         ".training.precision",

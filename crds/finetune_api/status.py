@@ -273,6 +273,46 @@ class Attempt(ApiModel):
     """Last optimizer step that it reached."""
     plan: str | None = None
     """What a training run ran with: the summary of the plan at that time."""
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs that its pods ask for, all together; unset for preparations."""
+    placed_time: datetime | None = None
+    """When the first of its pods was bound to a node; unset where no GPUs are asked for."""
+    gpu_hours: float | None = Field(default=None, ge=0)
+    """GPUs times hours, from when the first of its pods was bound to a node until it ended."""
+
+
+class Measured(ApiModel):
+    """What a training attempt measured, beside what its plan had estimated."""
+
+    attempt: int = Field(ge=1)
+    """Number of the attempt."""
+    gpu_memory_gib: Measurement = None
+    """Most that PyTorch had reserved on one GPU, in GiB; without the CUDA context."""
+    host_memory_gib: Measurement = None
+    """Most that one process held of the pod's memory, in GiB."""
+    tokens_per_second: Measurement = None
+    """Trained tokens per second over all GPUs, mean of the attempt without its first step."""
+    estimated_memory_gib: Measurement = None
+    """What the plan had estimated for the same: on GPUs plan.memory.total without
+    plan.memory.context, to be held against gpuMemoryGib; on the CPU plan.memory.total, against
+    hostMemoryGib. Unset when what was planned for a GPU ran without one."""
+    memory_error: Measurement = None
+    """Estimate / measured - 1: 0.02 is an estimate that was 2 % too high. Of an attempt that ran
+    out of GPU memory it tells the least error: it would have taken more than was measured."""
+
+
+class Usage(ApiModel):
+    """What training has taken of GPUs, over all attempts; as of the newest status."""
+
+    gpu_hours: float = Field(default=0.0, ge=0)
+    """GPUs times hours in which pods of training held them; pods that wait for a node hold none."""
+    expected_gpu_hours: Measurement = None
+    """GPU-hours of training by the speed that calibration measured on this GPU product, without
+    padding, start, evaluation and export. Unset where no speed was measured."""
+    cost: float | None = Field(default=None, ge=0)
+    """gpuHours at the price of the plan's GPU product; unset when the operator knows no price."""
+    currency: str | None = None
+    """Currency of the cost."""
 
 
 class Checkpoint(ApiModel):
@@ -356,6 +396,10 @@ class FineTuneJobStatus(ApiModel):
     """Returns to an earlier checkpoint, oldest first (stability.policy Rollback)."""
     attempts: list[Attempt] = Field(default=[], max_length=64)
     """Every try, oldest first; the oldest are dropped beyond 64."""
+    measured: Measured | None = None
+    """What the newest training attempt measured that got as far as to train, failed ones too."""
+    usage: Usage | None = None
+    """GPU-hours and cost; from the first training attempt on GPUs on."""
     failures: int = Field(default=0, ge=0)
     """Attempts that count against runPolicy.backoffLimit."""
     checkpoint: Checkpoint | None = None

@@ -117,8 +117,8 @@ class Training(ApiModel):
     """Chat data: learn only the assistant's turns (sft only). Unset: yes when the chat template
     can mark them."""
     precision: Literal["auto", "bf16", "float32", "float8"] = "auto"
-    """Number format of the base model; float8 is for a frozen base on a GPU that has it; auto is
-    bf16 on GPUs and float32 on CPUs."""
+    """Number format of the base model; float8, for adapter type lora on GPUs that have it (Ada,
+    Hopper, Blackwell), is faster and no smaller; auto is bf16 on GPUs and float32 on CPUs."""
     gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Recompute activations in the backward pass; auto is the cheapest that fits."""
     compile: Literal["auto", "always", "never"] = "auto"

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -54,6 +54,7 @@ CLAIMS: Final = Resource("/api/v1", "persistentvolumeclaims")
 JOBS: Final = Resource(f"/apis/{names.GROUP}/{names.VERSION}", names.PLURAL)
 PODS: Final = Resource("/api/v1", "pods")
 EVENTS: Final = Resource("/api/v1", "events")
+NODES: Final = Resource("/api/v1", "nodes")
 _KINDS: Final = {
     "Pod": PODS,
     "PersistentVolumeClaim": CLAIMS,
@@ -101,19 +102,28 @@ class Api:
             return False
         return True
 
+    async def pages(
+        self, resource: Resource, namespace: str | None, selector: str = ""
+    ) -> AsyncIterator[tuple[list[Body], str]]:
+        """Yield objects page by page, so that they need not all be in memory at once."""
+        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            path = f"{resource.path(namespace)}?{urlencode(query)}"
+            page = await self._request("LIST", resource, path)
+            yield page["items"], page["metadata"]["resourceVersion"]
+            if not page["metadata"].get("continue"):
+                return
+            query["continue"] = page["metadata"]["continue"]
+
     async def list(
         self, resource: Resource, namespace: str | None, selector: str = ""
     ) -> tuple[list[Body], str]:
         """Return objects and the resourceVersion at which they were so."""
         items: list[Body] = []
-        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
-        while True:
-            path = f"{resource.path(namespace)}?{urlencode(query)}"
-            page = await self._request("LIST", resource, path)
-            items += page["items"]
-            if not page["metadata"].get("continue"):
-                return items, page["metadata"]["resourceVersion"]
-            query["continue"] = page["metadata"]["continue"]
+        version = ""
+        async for page, version in self.pages(resource, namespace, selector):  # noqa: B007
+            items += page
+        return items, version
 
     async def apply(self, body: Body) -> Body:
         """Apply an object server-side and return it."""

@@ -8,6 +8,7 @@ import kopf
 from kubernetes.aio import client
 
 from finetune_api import names
+from finetune_operator.nodes import Nodes
 from finetune_operator.queue import Queue
 from finetune_operator.store import Body, Key, Store, job_key, pod_job_key
 
@@ -64,6 +65,7 @@ def operator_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.posting.level = logging.CRITICAL
     settings.watching.label_selectors["v1", "pods"] = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
+    settings.watching.label_selectors["v1", "nodes"] = names.GPU_PRODUCT_LABEL
     settings.watching.server_timeout = 600
     settings.watching.chunk_size = 500
     settings.networking.request_timeout = 30
@@ -80,8 +82,12 @@ def make_registry(
     queue: Queue[Key],
     login: Callable[[], Awaitable[client.Configuration]],
     listed: Callable[[], None],
+    nodes: Nodes | None = None,
 ) -> kopf.OperatorRegistry:
-    """Return the handlers; listed is called for objects that were listed instead of watched."""
+    """Return the handlers; listed is called for objects that were listed instead of watched.
+
+    Without nodes, or when they may not be looked at, they are not watched.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -100,7 +106,18 @@ def make_registry(
         if event["type"] is None:
             listed()
 
+    if nodes is not None and nodes.known:
+        kopf.on.event("v1", "nodes", registry=registry)(_node_handler(nodes))
+
     return registry
+
+
+def _node_handler(nodes: Nodes) -> Callable[..., Awaitable[None]]:
+    async def node_event(event: kopf.RawEvent, **_: Any) -> None:
+        change = nodes.forget if event["type"] == "DELETED" else nodes.put
+        change(dict(event["object"]))
+
+    return node_event
 
 
 def job_changed(store: Store, queue: Queue[Key], kind: EventType, body: Body) -> None:

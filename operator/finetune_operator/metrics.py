@@ -56,3 +56,16 @@ MISSED_EVENTS = Counter(
     "Changes that a resync found and the watches had not delivered.",
     registry=REGISTRY,
 )
+GPU_HOURS = Counter(
+    "finetune_operator_gpu_hours_total",
+    "GPU-hours that attempts to train have held, as told in the statuses of their jobs.",
+    ["method", "product"],
+    registry=REGISTRY,
+)
+PLAN_MEMORY_ERROR = Histogram(
+    "finetune_operator_plan_memory_error_ratio",
+    "Estimated / measured memory - 1 of the plans of attempts that have ended.",
+    ["method", "adapter", "product"],
+    buckets=(-0.5, -0.25, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+    registry=REGISTRY,
+)

@@ -12,9 +12,20 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.api import CLAIMS, JOBS, PODS, Api, ApiError
-from finetune_operator.lifecycle import Decision, Event, Job, Pod, decide, rejected
-from finetune_operator.metrics import PHASES, RECONCILE_SECONDS, RECONCILES
+from finetune_operator.lifecycle import (
+    Decision,
+    Event,
+    Job,
+    Pod,
+    Prices,
+    accounted,
+    decide,
+    rejected,
+)
+from finetune_operator.metrics import RECONCILE_SECONDS, RECONCILES
 from finetune_operator.neighbours import Neighbours, neighbours_of
+from finetune_operator.observations import observe
+from finetune_operator.planning import Inventory
 from finetune_operator.progress import Follower, Target
 from finetune_operator.status import merge_patch
 from finetune_operator.store import Key, Store
@@ -50,6 +61,8 @@ class Reconciler:
         settings: TrainerSettings,
         wake: Callable[[Key], None],
         clock: Callable[[], datetime] = _utc_now,
+        prices: Prices | None = None,
+        inventory: Callable[[], Inventory] = Inventory,
     ) -> None:
         self._api = api
         self._store = store
@@ -57,6 +70,8 @@ class Reconciler:
         self._settings = settings
         self._wake = wake
         self._clock = clock
+        self._prices = prices or Prices()
+        self._inventory = inventory
 
     async def __call__(self, key: Key) -> float | None:
         """Reconcile a job; return after how many seconds time alone would change the decision."""
@@ -107,6 +122,7 @@ class Reconciler:
             confirmed=confirmed,
             chain=neighbours.chain,
             awaited=neighbours.awaited,
+            inventory=self._inventory(),
         )
 
     def _pods(self, job: Job) -> list[Pod]:
@@ -222,6 +238,8 @@ class Reconciler:
         """Write the status if it changed; return whether it did."""
         if status == job.status:
             return False
+        pods = self._pods(job)
+        status = accounted(job, status, pods, now=self._clock(), prices=self._prices)
         patch = merge_patch(body.get("status") or {}, status.to_json())
         # What was decided for one version is not written over another: an edit would be lost, and
         # a plan would freeze a training spec that it was not made for.
@@ -236,8 +254,8 @@ class Reconciler:
             await self._look_again(body, job, error)
             raise OutdatedError from error
         self._store.put_job(written)
+        observe(job, status)
         if status.phase is not job.status.phase:
-            PHASES.labels(status.phase.value).inc()
             for dependant in self._store.dependants((job.namespace, job.name)):
                 self._wake(dependant)
         return True

@@ -9,6 +9,7 @@ from typing import Final
 from finetune_api import names
 from finetune_operator.api import JOBS, PODS, Api, ApiError, Resource
 from finetune_operator.metrics import MISSED_EVENTS
+from finetune_operator.nodes import Nodes
 from finetune_operator.queue import Queue
 from finetune_operator.store import Body, Key, Store
 
@@ -30,18 +31,21 @@ class Resync:
         *,
         namespaces: Sequence[str],
         interval: float,
+        nodes: Nodes | None = None,
     ) -> None:
         self._api = api
         self._store = store
         self._queue = queue
         self._scopes: list[str | None] = list(namespaces) or [None]
         self._interval = interval
+        self._nodes = nodes
         self._requested = asyncio.Event()
         self.stale = 0
         """How many scheduled resyncs in a row found what the watches had missed."""
 
     async def fill(self) -> None:
         """Fill the store before the first decision is made; ApiError when that cannot be done."""
+        await self._refresh_nodes()
         self._store.replace_all(*await self._list())
         self._enqueue_all()
 
@@ -54,6 +58,7 @@ class Resync:
         while True:
             requested = await self._wait()
             try:
+                await self._refresh_nodes()
                 jobs, pods, versions = await self._list()
             except ApiError as error:
                 # The next one may work; the watches go on.
@@ -77,6 +82,10 @@ class Resync:
         await asyncio.sleep(_AFTER_RELIST)
         self._requested.clear()
         return True
+
+    async def _refresh_nodes(self) -> None:
+        if self._nodes is not None:
+            await self._nodes.refresh()
 
     async def _list(self) -> tuple[list[Body], list[Body], tuple[str, str]]:
         selector = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"

@@ -4,28 +4,49 @@ Each case runs ours and TRL's in turn, on random weights of a real shape: the sa
 batch, checkpointing and optimizer. Ours is `finetune-trainer prepare` and `run` with the plan
 that the operator would make.
 
-Usage: PYTHONPATH=tests python -m bench.gpu [--tiny] [--seconds 600]
+Usage: PYTHONPATH=tests python -m bench.gpu [--suite fast] [--only TEXT] [--tiny] [--seconds 600]
 """
 
 import argparse
 import gc
 import json
+import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.gpu_cases import CASES, Case, Shape, run_bare, run_ours, save_shape
+from bench.gpu_cases import Case, run_bare, run_ours
 from finetune_api import names
 
-_LLAMA_1B = Shape(2048, 8192, 16, 32, 8, 128256, 2048)
-_TINY = Shape(64, 128, 2, 4, 2, 260, 256)
-"""For trying the benchmark itself on a CPU."""
+_8B, _7B, _3B, _1B = "Llama-3.1-8B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.2-1B"
+
+SUITES = {
+    # What the trainer adds to TRL costs nothing: the same settings, layers as they are.
+    "same": [
+        Case(_1B, method, adapter, length, 4, steps=8, compile="never", bare={})
+        for adapter in ("lora", "full", "qlora")
+        for method, length in (("sft", 2048), ("dpo", 1024), ("grpo", 1024))
+    ],
+    # The trainer's own settings beside TRL's fastest.
+    "fast": [
+        Case(_8B, "sft", "lora", 4096, 2),
+        Case(_8B, "sft", "lora", 4096, 2, precision="float8", bare=None),
+        Case(_8B, "sft", "qlora", 4096, 2),
+        Case(_8B, "dpo", "lora", 2048, 2),
+        Case(_8B, "sft", "lora", 8192, 1, packed=True, bare=None),
+        Case(_8B, "sft", "lora", 8192, 1, packed=True, precision="float8", bare=None),
+        Case(_7B, "sft", "lora", 4096, 2),
+        Case(_3B, "sft", "full", 2048, 4),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -40,15 +61,16 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The row of the table."""
         ours, bare = self.ours, self.bare
-        ratio = bare["seconds"] / ours["seconds"] if "seconds" in ours and "seconds" in bare else 0
+        rates = [found.get("tokens_per_second") for found in (ours, bare)]
+        ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
         return (
-            f"{self.case.method} {self.case.adapter}",
-            _number(ours.get("seconds"), 3),
-            _number(bare.get("seconds"), 3),
-            _number(ratio or None, 3),
+            self.case.name,
+            *(_number(rate, 0) for rate in rates),
+            _number(ratio, 3),
             _number(ours.get("planned"), 2),
             _number(ours.get("reserved"), 2),
             _number(bare.get("reserved"), 2),
+            _number(ours["steps"][0] if "steps" in ours else None, 1),
             _number(ours.get("first_loss"), 4),
             _number(ours.get("last_loss"), 4),
             str(ours.get("verdict", ours.get("error", "")))[:60],
@@ -56,7 +78,7 @@ class Row:
 
 
 HEADER = (
-    "case", "s/step", "TRL s/step", "speed-up", "plan GiB", "GiB", "TRL GiB", "first loss",
+    "case", "tokens/s", "TRL", "ratio", "plan GiB", "reserved", "TRL", "first step s", "first loss",
     "last loss", "verdict",
 )  # fmt: skip
 
@@ -65,25 +87,36 @@ def main() -> int:
     """Run what the time allows and print the table; 1 when a case of ours failed."""
     options = _parse()
     started = time.monotonic()
-    shape = _TINY if options.tiny else _LLAMA_1B
     if options.tiny:
         os.environ[names.DEVICE_ENV] = "cpu"
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_shape(shape, folder)
-        for case in [case for case in CASES if options.only in case.name]:
+        last = ""
+        for case in _chosen(options):
             if time.monotonic() - started > options.seconds:
                 print(f"no time left for {case.name}", flush=True)
                 continue
-            ours = _measured(run_ours, case, shape, folder)
-            bare = _measured(run_bare, case, shape, folder)
+            if last not in {"", case.model}:
+                shutil.rmtree(folder / "sources/pvc/models" / last, ignore_errors=True)
+            last = case.model
+            ours = _measured(run_ours, case, folder)
+            skips = case.bare is None or options.ours
+            bare = {} if skips else _measured(run_bare, case, folder)
             rows.append(Row(case, ours, bare))
-            print(" | ".join(rows[-1].cells), flush=True)
+            spent = f"{time.monotonic() - started:.0f} s"
+            print(" | ".join([*rows[-1].cells, str(bare.get("error", "")), spent]), flush=True)
             _write(options.output, rows)
-    table = [HEADER, *[row.cells for row in rows]]
+    table = [HEADER, ("---",) * len(HEADER), *[row.cells for row in rows]]
     print("\n".join(f"| {' | '.join(cells)} |" for cells in table))
     return 1 if any("error" in row.ours for row in rows) else 0
+
+
+def _chosen(options: argparse.Namespace) -> list[Case]:
+    cases = [case for case in SUITES[options.suite] if options.only in case.name]
+    if options.tiny:
+        cases = [replace(case, model="tiny", length=128, completion=8) for case in cases]
+    return list({case.name: case for case in cases}.values())
 
 
 def _write(output: Path | None, rows: list[Row]) -> None:
@@ -94,29 +127,33 @@ def _write(output: Path | None, rows: list[Row]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.gpu", description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="fast", help="which cases")
+    parser.add_argument("--only", default="", help="only cases whose name has this in it")
+    parser.add_argument("--ours", action="store_true", help="without bare TRL")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("--seconds", type=float, default=3600, help="start no case after that")
-    parser.add_argument("--only", default="", help="only cases whose name has this in it")
     parser.add_argument("--output", type=Path, help="write all numbers there, as JSON")
     return parser.parse_args()
 
 
-def _measured(function: Any, *arguments: Any) -> dict[str, Any]:
+def _measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Call with an empty GPU. Not in a process of its own: what is imported may hold the GPU."""
     gc.collect()
+    torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        found: dict[str, Any] = function(*arguments)
+        return function(*arguments)
     except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
         return {"error": f"{type(error).__name__}: {error}"}
-    return found
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 if __name__ == "__main__":
+    # Transformers says much of what all cases have in common.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     sys.exit(main())

@@ -1,9 +1,11 @@
 """One case of the GPU benchmark, by our trainer and by bare TRL."""
+# ruff: noqa: ARG002 - the signatures are those of TrainerCallback
 
 import json
 import os
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    LlamaConfig,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -25,111 +29,97 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from bench import gpu_models
 from finetune_api.status import Plan
 from finetune_api.trainer import Result
 from finetune_operator.planning import Inventory, make_plan
 from finetune_trainer import cli
-from unit.trainer.builders import make_config, save_tokenizer, write_rows
+from unit.trainer.builders import make_config
 
-STEPS, BATCH, GROUP = 8, 4, 4
-_RANK, _ALPHA, _RATE = 16, 32, 1e-5
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama."""
-
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    length: int
-    """Tokens of each row."""
+GROUP = 4
+_ALPHA, _RATE = 32, 1e-5
+_LONG_TAILED = 4096
 
 
 @dataclass(frozen=True)
 class Case:
     """What is trained, and how."""
 
+    model: str
+    """Of bench.gpu_models.SHAPES."""
     method: str
     adapter: str
+    length: int
+    """Tokens of a row, or of each side of a pair."""
+    micro_batch: int
+    steps: int = 10
+    accumulation: int = 1
+    rank: int = 16
+    precision: str = "auto"
+    compile: str = "always"
+    checkpointing: str = "none"
+    completion: int = 32
+    """Most tokens of a completion that grpo writes."""
+    packed: bool = False
+    """Long-tailed documents, packed in rows of that length."""
+    bare: dict[str, Any] | None = field(default_factory=lambda: {"use_liger_kernel": True})
+    """What bare TRL is given beside the settings of our plan; None: it does not run."""
 
     @property
     def name(self) -> str:
         """Name for people."""
-        return f"{self.method}-{self.adapter}"
+        parts = [self.model, self.method, self.adapter, f"{self.length}x{self.micro_batch}"]
+        parts += [self.precision] if self.precision != "auto" else []
+        parts += ["packed"] if self.packed else []
+        parts += ["eager"] if self.compile == "never" else []
+        parts += [f"checkpointing-{self.checkpointing}"] if self.checkpointing != "none" else []
+        return "-".join(parts)
+
+    @property
+    def batch(self) -> int:
+        """Sequences of an optimizer step."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def data(self) -> str:
+        """The file of its rows."""
+        kind = "packed" if self.packed else "rows"
+        return f"{self.method}-{kind}-{self.length}-{self.batch}.jsonl"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, where rows are of one length."""
+        sides = 2 if self.method in {"dpo", "orpo", "reward"} else 1
+        return sides * self.batch * self.length
 
 
-CASES = [
-    Case(method, adapter)
-    for adapter in ("lora", "full", "qlora")
-    for method in ("sft", "dpo", "grpo")
-]
-
-
-def save_shape(shape: Shape, folder: Path) -> None:
-    """Save a random model in bf16, a tokenizer with a token per byte, and rows of one length."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    model = folder / "sources/pvc/models/tiny"
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(model)
-    save_tokenizer(model)
-    for method in ("sft", "dpo", "grpo"):
-        write_rows(folder / f"sources/pvc/data/{method}.jsonl", _rows(method, shape))
-
-
-def _rows(method: str, shape: Shape) -> list[dict[str, Any]]:
-    count = STEPS * BATCH + BATCH
-    if method == "sft":
-        draw = torch.Generator().manual_seed(1)
-        ids = torch.randint(4, 260, (count, shape.length), generator=draw).tolist()
-        return [{"input_ids": row} for row in ids]
-    quarter = shape.length // 4
-    prompts = [f"{index:04} " + "p" * (quarter - 5) for index in range(count)]
-    if method == "grpo":
-        return [{"prompt": prompt} for prompt in prompts]
-    half = quarter - 1
-    return [{"prompt": p, "chosen": "c" * half, "rejected": "r" * half} for p in prompts]
-
-
-def run_ours(case: Case, shape: Shape, folder: Path) -> dict[str, Any]:
+def run_ours(case: Case, folder: Path) -> dict[str, Any]:
     """Prepare, plan and run as the operator would, and return what was measured."""
-    clock = _clock()
-    spec = _spec(case, shape)
-    root = folder / case.name
+    root = folder / "ours" / case.name
     (root / "workspace").mkdir(parents=True)
     (root / "output").mkdir()
-    config = make_config(**spec)
+    model = gpu_models.save(case.model, folder / "sources/pvc/models")
+    (root / "workspace/model").symlink_to(model)
+    write_data(case, folder)
+    config = make_config(**_spec(case))
     preparation = _command("prepare", config.to_json(), folder, root).preparation
     if preparation is None:
         raise ValueError("prepare returned no facts")
     plan = make_plan(config.spec, preparation, Inventory())
     body = config.to_json() | {"plan": plan.to_json(), "preparation": preparation.to_json()}
+    clock = _clock()
     result = _command("run", body, folder, root)
     losses = [
         row["loss"]
         for row in map(json.loads, (root / "workspace/metrics.jsonl").read_text().splitlines())
         if "loss" in row
     ]
+    shutil.rmtree(root / "output")
     return {
-        **clock.measured(),
+        **clock.measured(case),
         "planned": plan.memory.total,
+        "memory": plan.memory.to_json(),
+        "context": plan.memory.context,
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "verdict": result.stability.verdict if result.stability else "",
@@ -137,25 +127,43 @@ def run_ours(case: Case, shape: Shape, folder: Path) -> dict[str, Any]:
     }
 
 
-def _spec(case: Case, shape: Shape) -> dict[str, Any]:
+def write_data(case: Case, folder: Path) -> None:
+    """Write what the case trains on, once."""
+    path = folder / "sources/pvc/data" / case.data
+    if path.exists():
+        return
+    rows = case.steps * case.batch + case.batch
+    lengths = [case.length] * rows
+    if case.packed:
+        lengths = gpu_models.long_tailed(rows * case.length, min(case.length, _LONG_TAILED))
+    gpu_models.write_data(case.method, lengths, path)
+
+
+def _spec(case: Case) -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
     spec: dict[str, Any] = {
         "method": case.method,
-        "dataset": {"source": f"pvc://data/{case.method}.jsonl"},
+        "model": {"source": f"pvc://models/{case.model}"},
+        "dataset": {"source": f"pvc://data/{case.data}"},
         "adapter": {"type": case.adapter},
         "training": {
-            "maxSteps": STEPS,
-            "batchSize": BATCH,
-            "microBatchSize": BATCH,
+            "maxSteps": case.steps,
+            "batchSize": case.batch,
+            "microBatchSize": case.micro_batch,
             "learningRate": _RATE,
-            "maxLength": shape.length,
-            "gradientCheckpointing": "none",
-            "compile": "never",
+            "maxLength": case.length + (case.completion if case.method == "grpo" else 0),
+            "packing": case.packed,
+            "gradientCheckpointing": case.checkpointing,
+            "precision": case.precision,
+            "compile": case.compile if cuda else "never",
             "checkpoint": {"everySteps": 1000},
         },
     }
+    if case.adapter != "full":
+        spec["adapter"]["lora"] = {"rank": case.rank, "alpha": _ALPHA}
     if case.method == "grpo":
         spec["rewards"] = [{"name": "length", "builtin": "length"}]
-        spec["generation"] = {"groupSize": GROUP, "maxCompletionLength": shape.length // 64}
+        spec["generation"] = {"groupSize": GROUP, "maxCompletionLength": case.completion}
     return spec
 
 
@@ -179,24 +187,24 @@ def _command(name: str, body: dict[str, Any], folder: Path, root: Path) -> Resul
     return result
 
 
-def run_bare(case: Case, shape: Shape, folder: Path) -> dict[str, Any]:
-    """Train with TRL alone, with the settings of our plan."""
-    clock = _clock()
-    source = folder / "sources/pvc/models/tiny"
-    plan = Plan.model_validate_json(json.dumps(_plan_of(folder / case.name)))
+def run_bare(case: Case, folder: Path) -> dict[str, Any]:
+    """Train with TRL alone: the settings of our plan, and those of the case."""
+    source = gpu_models.save(case.model, folder / "sources/pvc/models")
+    plan = Plan.model_validate_json(json.dumps(_plan_of(folder / "ours" / case.name)))
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.bfloat16, **_quantised(case.adapter)
     )
-    adapter = LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear")
+    adapter = LoraConfig(r=case.rank, lora_alpha=_ALPHA, target_modules="all-linear")
     common: dict[str, Any] = {
         "model": model,
         "processing_class": AutoTokenizer.from_pretrained(source),
         "train_dataset": _bare_rows(case, folder),
         "peft_config": None if case.adapter == "full" else adapter,
     }
-    trainer = _bare_trainer(case, shape, common, _arguments(plan, folder / "bare" / case.name))
-    trainer.train()
-    return clock.measured()
+    clock = _clock()
+    arguments = _arguments(case, plan, folder / "bare" / case.name)
+    _bare_trainer(case, common, arguments).train()
+    return clock.measured(case)
 
 
 def _plan_of(root: Path) -> Any:
@@ -215,10 +223,10 @@ def _quantised(adapter: str) -> dict[str, Any]:
     return {"quantization_config": wanted}
 
 
-def _arguments(plan: Plan, output: Path) -> dict[str, Any]:
+def _arguments(case: Case, plan: Plan, output: Path) -> dict[str, Any]:
     return {
         "output_dir": str(output),
-        "max_steps": STEPS,
+        "max_steps": case.steps,
         "learning_rate": _RATE,
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
@@ -229,27 +237,23 @@ def _arguments(plan: Plan, output: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        **(case.bare or {}),
     }
 
 
 def _bare_rows(case: Case, folder: Path) -> Dataset:
-    lines = (folder / f"sources/pvc/data/{case.method}.jsonl").read_text().splitlines()
-    rows = Dataset.from_list([json.loads(line) for line in lines])
+    rows = Dataset.from_list(gpu_models.read_rows(folder / "sources/pvc/data" / case.data))
     return rows.map(lambda row: {"labels": row["input_ids"]}) if case.method == "sft" else rows
 
 
-def _bare_trainer(
-    case: Case, shape: Shape, common: dict[str, Any], arguments: dict[str, Any]
-) -> Any:
+def _bare_trainer(case: Case, common: dict[str, Any], arguments: dict[str, Any]) -> Any:
     if case.method == "sft":
         skip = {"skip_prepare_dataset": True}
-        config = SFTConfig(**arguments, max_length=shape.length, dataset_kwargs=skip)
+        config = SFTConfig(**arguments, max_length=case.length, dataset_kwargs=skip)
         return SFTTrainer(args=config, **common)
     if case.method == "dpo":
-        return DPOTrainer(args=DPOConfig(**arguments, max_length=shape.length), **common)
-    online = GRPOConfig(
-        **arguments, num_generations=GROUP, max_completion_length=shape.length // 64
-    )
+        return DPOTrainer(args=DPOConfig(**arguments, max_length=case.length), **common)
+    online = GRPOConfig(**arguments, num_generations=GROUP, max_completion_length=case.completion)
     return GRPOTrainer(args=online, reward_funcs=_length, **common)
 
 
@@ -260,18 +264,32 @@ def _length(completions: list[str], **_: Any) -> list[float | None]:
 class _Clock(TrainerCallback):
     """Notes when each step ended, of whatever Trainer this process makes."""
 
-    ends: list[float]
+    ends: list[tuple[float, int]]
+    """Seconds, and tokens seen so far."""
 
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Training begins with step 0."""
+        self.ends.append((time.monotonic(), 0))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """A step's time ends with what is logged of it."""
-        if logs and "loss" in logs:
-            self.ends.append(time.monotonic())
+        if "loss" in (kwargs["logs"] or {}):
+            self.ends.append((time.monotonic(), state.num_input_tokens_seen))
 
-    def measured(self) -> dict[str, Any]:
-        """Return the median seconds of a step, the first two aside, and the peak of memory."""
-        steps = sorted(b - a for a, b in zip(self.ends[1:], self.ends[2:], strict=False))
-        reserved = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else None
-        return {"seconds": steps[len(steps) // 2], "reserved": reserved, "steps": steps}
+    def measured(self, case: Case) -> dict[str, Any]:
+        """Return the median seconds of a step of the last half, its tokens, and peak memory."""
+        steps = [b[0] - a[0] for a, b in zip(self.ends, self.ends[1:], strict=False)]
+        seen = [b[1] - a[1] for a, b in zip(self.ends, self.ends[1:], strict=False)]
+        last = len(steps) // 2
+        seconds = sorted(steps[last:])[(len(steps) - last) // 2]
+        rate = sum(seen[last:]) / sum(steps[last:]) if case.packed else case.tokens / seconds
+        found = {"seconds": seconds, "tokens_per_second": rate, "steps": steps, "seen": seen}
+        if torch.cuda.is_available():
+            found["reserved"] = torch.cuda.max_memory_reserved() / 2**30
+            found["allocated"] = torch.cuda.max_memory_allocated() / 2**30
+        return found
 
 
 def _clock() -> _Clock:

@@ -27,7 +27,7 @@ def trained(job: str = "job") -> str:
     return Result.succeeded(
         step=63,
         metrics={"train_loss": 1.5, "eval_loss": 1.25, "eval_loss_before": 3.5, "epoch": 1.0},
-        measured={"tokens_per_second": 1234.5},
+        measured={"tokens_per_second": 1234.5, "gpu_memory_gib": 20.0},
         artifact=Artifact(uri=f"pvc://models/{job}", kind="adapter", size_bytes=1000),
     ).to_message()
 

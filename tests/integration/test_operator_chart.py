@@ -75,6 +75,9 @@ def test_the_api_server_takes_it(cluster: Cluster, values: tuple[str, ...]) -> N
         ("workers=0", "workers"),
         ("logLevel=loud", "logLevel"),
         ("trainer.env.1A=x", "1A"),
+        ("prices.perGpuHour.NVIDIA-L4=0.70", "currency"),
+        ("prices.currency=EUR,prices.perGpuHour.NVIDIA-L4=-1", "NVIDIA-L4"),
+        ("prices.currency=EUR,prices.perGpuHour.NVIDIA-L4=cheap", "NVIDIA-L4"),
     ],
 )
 def test_typos_are_refused(value: str, complaint: str) -> None:
@@ -104,7 +107,8 @@ def test_the_operator_is_told_what_the_values_say() -> None:
         "Deployment",
         render(
             *("trainer.image=a/b:1", "trainer.env.A=b c", "trainer.env.N=1", "watchNamespaces={x}"),
-            "trainer.imagePullSecrets={y,z}",
+            *("trainer.imagePullSecrets={y,z}", "prices.currency=EUR"),
+            "prices.perGpuHour.NVIDIA-L4=0.70",
         ),
     )
     pod = deployment["spec"]["template"]["spec"]
@@ -112,6 +116,7 @@ def test_the_operator_is_told_what_the_values_say() -> None:
     assert container["args"] == [
         "run", "--trainer-image=a/b:1", "--trainer-env=A=b c", "--trainer-env=N=1",
         "--trainer-pull-secret=y", "--trainer-pull-secret=z",
+        "--gpu-price=NVIDIA-L4=0.70", "--currency=EUR",
         "--namespace=x", "--workers=8", "--log-level=info", "--log-format=json",
     ]  # fmt: skip
     assert deployment["spec"]["replicas"] == 1
@@ -134,6 +139,18 @@ def test_least_privilege() -> None:
     assert "secrets" not in granted, "secrets are referenced, never read"
     assert "*" not in granted
     assert granted[names.PLURAL] == {"get", "list", "watch", "delete"}, "the spec is never written"
+
+
+def test_nodes_are_looked_at_unless_told_otherwise() -> None:
+    def outcome(*settings: str) -> tuple[bool, bool]:
+        objects = render(*settings)
+        rules = [rule for one in objects for rule in one.get("rules", [])]
+        (container,) = the("Deployment", objects)["spec"]["template"]["spec"]["containers"]
+        granted = [rule["verbs"] for rule in rules if "nodes" in rule["resources"]]
+        return granted == [["list", "watch"]], "--nodes=ignore" in container["args"]
+
+    assert outcome() == (True, False)
+    assert outcome("inventory.nodes=false") == (False, True)
 
 
 def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs() -> None:

@@ -34,7 +34,11 @@ def test_whole_life_within_the_request_budget(
     events = wait_for(lambda: len(server.events("job")) >= 3 and server.events("job"))
     assert events == ["Planned", "Started", "Succeeded"]
 
-    lists = {"LIST finetunejobs", "LIST pods"}  # By the safety net, whatever the number of jobs.
+    lists = {
+        "LIST finetunejobs",
+        "LIST pods",
+        "LIST nodes",
+    }  # By the safety net, whatever the number of jobs.
     spent = {
         request: count - before.get(request, 0)
         for request, count in operator.requests().items()
@@ -52,6 +56,12 @@ def test_whole_life_within_the_request_budget(
     assert status["plan"]["summary"] == "1 x 80 GiB GPU, lora, micro-batch 8 x 2"
     assert status["progress"]["evalLoss"] == 1.25
     assert status["artifact"]["uri"] == "pvc://models/job"
+    assert status["usage"]["gpuHours"] == status["attempts"][1]["gpuHours"]
+    assert status["measured"]["gpuMemoryGib"] == 20
+    observed = operator.metrics()[
+        'finetune_operator_plan_memory_error_ratio_count{adapter="lora",method="sft",product="any"}'
+    ]
+    assert observed == 1
     assert operator.status("healthz") == 200
     assert operator.metrics()['finetune_operator_jobs{phase="Succeeded"}'] == 1
     assert all(line["level"] == "info" for line in operator.lines()), operator.log()

@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
             "--termination-log", type=Path, default=Path(names.TERMINATION_MESSAGE_FILE)
         )
         command.add_argument("--port", type=int, default=names.METRICS_PORT)
+        if name == "run":
+            command.add_argument(
+                "--profile",
+                action="store_true",
+                help="profile a few steps; the folder profile beside the report has what was seen",
+            )
     return parser
 
 
@@ -136,7 +142,7 @@ def _run(
     from finetune_trainer.run import run
 
     logs.quiet_libraries()
-    return run(config, _paths(options), board, termination)
+    return run(config, _paths(options), board, termination, profiles=options.profile)
 
 
 def _paths(options: argparse.Namespace) -> Paths:
@@ -153,7 +159,7 @@ def _failed(
     measured = {}
     # Without torch nothing was trained, and loading it only for this would take seconds.
     if board is not None and workspace is not None and "finetune_trainer.run" in sys.modules:
-        from finetune_trainer.run import record
+        from finetune_trainer.record import record
 
         measured = record(board, MetricsLog(Paths(workspace, workspace, workspace).metrics))
     return Result.failed(

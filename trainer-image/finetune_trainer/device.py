@@ -11,6 +11,9 @@ from finetune_api.spec import SHARDED, Training
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
 
+_FLOAT8_SINCE = (8, 9)
+"""Compute capability of the first GPUs that multiply in float8 (Ada)."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -40,6 +43,7 @@ def choose_device(plan: Plan, training: Training) -> Device:
     cuda = plan.gpus > 0 and not forced_cpu
     if cuda:
         _check_gpus(plan)
+        _check_float8(plan)
     elif plan.strategy in SHARDED:
         raise JobFailure(
             Reason.CONFIG_INVALID,
@@ -50,6 +54,15 @@ def choose_device(plan: Plan, training: Training) -> Device:
     if not cuda and training.precision == "auto":
         precision = "float32"
     return Device(cuda, torch.float32 if precision == "float32" else torch.bfloat16)
+
+
+def _check_float8(plan: Plan) -> None:
+    if plan.precision == "float8" and torch.cuda.get_device_capability() < _FLOAT8_SINCE:
+        raise JobFailure(
+            Reason.CONFIG_INVALID,
+            f"training.precision is float8, which {torch.cuda.get_device_name()} does not have: "
+            "use bf16, or a GPU of the Ada, Hopper or Blackwell generation.",
+        )
 
 
 def _check_gpus(plan: Plan) -> None:

@@ -133,7 +133,9 @@ def _save_whole(model: Any, folder: Path, weights: dict[str, Any] | None = None)
     model.save_pretrained(folder, state_dict=weights)
 
 
-def write_metrics(metrics: Path, folder: Path) -> None:
-    """Copy the metrics of every step."""
-    if metrics.exists():
-        shutil.copyfile(metrics, folder / "metrics.jsonl")
+def write_measured(paths: Paths, folder: Path) -> None:
+    """Copy the metrics of every step, and what the profiler saw."""
+    if paths.metrics.exists():
+        shutil.copyfile(paths.metrics, folder / "metrics.jsonl")
+    if paths.profile.exists():
+        shutil.copytree(paths.profile, folder / "profile")

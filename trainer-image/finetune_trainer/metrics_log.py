@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_api.metrics import SECONDS
 from finetune_trainer.durable import sync
 
 BEFORE = "_before"
@@ -56,12 +57,16 @@ class MetricsLog:
         """Return the newest value of every metric, and of held-out ones that before training too.
 
         Those end in BEFORE. Values have six digits: a result must be short. A metric whose newest
-        value is no finite number is left out.
+        value is no finite number is left out, and so is where the time of the steps went.
         """
         newest: dict[str, float] = {}
         before: dict[str, float] = {}
         for entry in self.entries:
-            values = {key: _short(value) for key, value in entry.items() if key != "step"}
+            values = {
+                key: _short(value)
+                for key, value in entry.items()
+                if key != "step" and not key.startswith(SECONDS)
+            }
             newest |= values
             if entry["step"] == 0:
                 before |= {

@@ -50,6 +50,11 @@ class Paths:
         return self.workspace / "metrics.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """What the profiler saw, if it was asked."""
+        return self.workspace / "profile"
+
+    @property
     def answers_before(self) -> Path:
         """What the model answered before training."""
         return self.workspace / "answers-before.json"

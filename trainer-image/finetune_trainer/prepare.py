@@ -21,6 +21,7 @@ from finetune_trainer.logs import fields
 from finetune_trainer.methods import module_of
 from finetune_trainer.methods.extra import check_extra
 from finetune_trainer.methods.supported import check_supported
+from finetune_trainer.packing import check_packs
 from finetune_trainer.paths import Paths
 from finetune_trainer.rewards.rewards import fetch_rewards, try_rewards
 from finetune_trainer.sources.fetch import fetch
@@ -78,6 +79,7 @@ def _fetch_model(config: TrainerConfig, paths: Paths) -> ModelFacts:
         check_continued(spec, paths.adapter)
     facts = read_facts(paths.model, source, trust_remote_code=with_code)
     check_writes(spec, facts)
+    check_packs(spec, paths.model)
     max_length(spec, facts.max_positions)
     check_targets(spec.adapter, paths.model)
     return facts

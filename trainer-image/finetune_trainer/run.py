@@ -20,6 +20,7 @@ from finetune_api.status import DatasetFacts, ModelStart, Plan
 from finetune_api.trainer import JobFailure, Result, TrainerConfig
 from finetune_trainer import distributed, export
 from finetune_trainer.callbacks.guard import StabilityGuard
+from finetune_trainer.callbacks.profile import ProfileCallback
 from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.callbacks.stop import StopCallback
 from finetune_trainer.checkpoints import Checkpoints, step_of
@@ -36,8 +37,8 @@ from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.model import load_whole
 from finetune_trainer.model_card import model_card
 from finetune_trainer.paths import Paths
-from finetune_trainer.peaks import peak_memory
 from finetune_trainer.progress import ProgressBoard
+from finetune_trainer.record import record
 from finetune_trainer.report.data import ReportData, Sample, Trained, group_size, rows_seen
 from finetune_trainer.report.measures import held_out
 from finetune_trainer.report.page import render
@@ -53,7 +54,12 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: TrainerConfig, paths: Paths, board: ProgressBoard, termination: Termination
+    config: TrainerConfig,
+    paths: Paths,
+    board: ProgressBoard,
+    termination: Termination,
+    *,
+    profiles: bool = False,
 ) -> Result:
     """Train and hand over. Raises JobFailure, or Terminated after SIGTERM."""
     finished = export.finished_result(config, paths)
@@ -70,6 +76,8 @@ def run(
     with distributed.after_the_cause():
         training = build(config, config.plan, paths, board, device)
         training.before()
+        if profiles:
+            training.trainer.add_callback(ProfileCallback(paths.profile))
         training.train(termination)
         training.after()
         return training.hand_over()
@@ -96,6 +104,7 @@ def build(
         held_out=load_rows(paths.data, EVAL),
         longest=facts.max_tokens,
     )
+    setup.prepare()
     trainer = setup.finish(module_of(config.spec.method).build(setup))
     metrics = MetricsLog(paths.metrics)
     checkpoints = Checkpoints(paths.checkpoints, config.spec.training.checkpoint.keep)
@@ -247,7 +256,7 @@ class Training:
         data = self._report_data()
         (folder / "README.md").write_text(model_card(data))
         (folder / "report.html").write_text(render(data))
-        export.write_metrics(self.paths.metrics, folder)
+        export.write_measured(self.paths, folder)
         if data.samples:
             write_json(folder / "samples.json", [asdict(sample) for sample in data.samples])
 
@@ -318,10 +327,10 @@ class Training:
 
     @property
     def _is_quantised(self) -> bool:
-        return self.config.spec.adapter.type == "qlora"
+        return self.config.spec.adapter.type == "qlora" or self.plan.precision == "float8"
 
     def _unquantised(self, adapter: Path) -> Any:
-        """Return the adapter on the base as stored: 4 bits would lose what it learned."""
+        """Return the adapter on the base as stored: few bits would lose what it learned."""
         distributed.load_alone()
         base = load_whole(self.paths.model, self.config.spec, self.device.dtype)
         return PeftModel.from_pretrained(base, str(adapter))
@@ -333,15 +342,3 @@ class Training:
                 label, before, after = measure.meaning.label, measure.before, measure.after
                 text += f"; {label} {before:.4f} before, {after:.4f} after"
         return text
-
-
-def record(board: ProgressBoard, metrics: MetricsLog) -> dict[str, Any]:
-    """Return what every result carries, however the run ended: step, metrics and measured peaks."""
-    speed = board.tokens_per_second
-    measured = peak_memory().measured() | ({} if speed is None else {"tokens_per_second": speed})
-    return {
-        "step": board.progress.step,
-        "metrics": metrics.summary(),
-        "measured": {name: round(value, 3) for name, value in measured.items()},
-        "stability": board.stability,
-    }

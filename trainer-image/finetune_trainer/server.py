@@ -32,6 +32,7 @@ class TrainingCollector(Collector):
         for metric, samples in (
             (catalogue.GPU_MEMORY, self._peaks()),
             (catalogue.FINDINGS, self._findings()),
+            (catalogue.PART_SECONDS, self._parts()),
         ):
             if samples:
                 yield self._family(metric, samples)
@@ -68,6 +69,13 @@ class TrainingCollector(Collector):
     def _findings(self) -> dict[tuple[str, ...], float]:
         counts = self.board.finding_counts
         return {(rule, severity): count for (rule, severity), count in counts.items()}
+
+    def _parts(self) -> dict[tuple[str, ...], float]:
+        return {
+            (key.removeprefix(catalogue.SECONDS),): value
+            for key, value in self.board.logged.items()
+            if key.startswith(catalogue.SECONDS)
+        }
 
     def _logged(self) -> Iterator[Metric]:
         families: dict[str, GaugeMetricFamily] = {}

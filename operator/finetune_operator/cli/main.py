@@ -13,6 +13,8 @@ from finetune_operator.api import Api, ApiError, load_configuration
 from finetune_operator.cli import logs, settings
 from finetune_operator.cli.server import Health, application
 from finetune_operator.handlers import make_registry, operator_settings
+from finetune_operator.nodes import Nodes
+from finetune_operator.planning import Inventory
 from finetune_operator.progress import DirectReader, Follower, Reader, proxy_reader
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler, labels
@@ -42,12 +44,26 @@ async def run(options: settings.Settings) -> None:
     async with _connected(options) as (api, read):
         queue: Queue[Key] = Queue(expected=(ApiError,), describe=labels)
         store = Store()
+        nodes = Nodes(api) if options.nodes == "watch" else None
         resync = Resync(
-            api, store, queue, namespaces=options.namespaces, interval=options.resync_seconds
+            api,
+            store,
+            queue,
+            namespaces=options.namespaces,
+            interval=options.resync_seconds,
+            nodes=nodes,
         )
         health = Health(queue, resync)
         follower = Follower(read, queue.add)
-        reconciler = Reconciler(api, store, follower, options.trainer, queue.add)
+        reconciler = Reconciler(
+            api,
+            store,
+            follower,
+            options.trainer,
+            queue.add,
+            prices=options.prices,
+            inventory=nodes.inventory if nodes is not None else Inventory,
+        )
         async with _serving(options, application(health, store, queue)):
             await _fill(resync)
             health.ready = True
@@ -56,7 +72,7 @@ async def run(options: settings.Settings) -> None:
                     group.create_task(queue.run(reconciler, workers=options.workers)),
                     group.create_task(resync.run()),
                 ]
-                await _watch(options, store, queue, resync)
+                await _watch(options, store, queue, resync, nodes)
                 for task in background:
                     task.cancel()
 
@@ -99,14 +115,18 @@ async def _fill(resync: Resync) -> None:
 
 
 async def _watch(
-    options: settings.Settings, store: Store, queue: Queue[Key], resync: Resync
+    options: settings.Settings,
+    store: Store,
+    queue: Queue[Key],
+    resync: Resync,
+    nodes: Nodes | None,
 ) -> None:
     """Run kopf until a signal."""
     # kopf ends every task that is younger than its own: the workers must be older.
     await asyncio.sleep(0)
     await kopf.operator(
         registry=make_registry(
-            store, queue, lambda: load_configuration(options.context), resync.request
+            store, queue, lambda: load_configuration(options.context), resync.request, nodes
         ),
         settings=operator_settings(),
         standalone=True,

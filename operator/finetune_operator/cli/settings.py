@@ -1,12 +1,14 @@
 """What can be set, by flag or by environment variable; a flag wins."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_operator.lifecycle import Prices
 from finetune_operator.workloads import TrainerSettings
 
 
@@ -15,8 +17,11 @@ class Settings:
     """The operator's settings."""
 
     trainer: TrainerSettings
+    prices: Prices
     namespaces: tuple[str, ...]
     """Namespaces to watch; empty is all of them."""
+    nodes: Literal["watch", "ignore"]
+    """Whether plans look at the GPUs that nodes have."""
     context: str | None
     """Context of the kubeconfig; unset is the current one."""
     workers: int
@@ -35,7 +40,10 @@ class Settings:
 
 def parse(arguments: Sequence[str]) -> Settings:
     """Return the settings; SystemExit with a sentence when they are not right."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.gpu_price and not options.currency:
+        parser.error("--gpu-price is given without --currency: name one, such as USD")
     log_format = options.log_format
     if log_format == "auto":
         log_format = "text" if sys.stderr.isatty() else "json"
@@ -45,7 +53,9 @@ def parse(arguments: Sequence[str]) -> Settings:
             env=dict(options.trainer_env),
             pull_secrets=tuple(options.trainer_pull_secret),
         ),
+        prices=Prices(options.currency, dict(options.gpu_price)),
         namespaces=tuple(options.namespace or _listed("FINETUNE_NAMESPACES")),
+        nodes=options.nodes,
         context=options.context,
         workers=options.workers,
         resync_seconds=options.resync_seconds,
@@ -72,14 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--trainer-pull-secret", action="append", default=[], metavar="NAME",
         help="image pull secret of all trainer pods, by its name in the job's namespace; may be"
         " repeated")  # fmt: skip
+    add("--gpu-price", action="append", default=[], type=_price, metavar="PRODUCT=PRICE",
+        help="price of one GPU-hour of a product, such as NVIDIA-L4=0.70, for the cost in statuses;"
+        " may be repeated")  # fmt: skip
+    add("--currency", default="", metavar="NAME", help="currency of the prices, such as USD")
     add("--namespace", action="append", metavar="NAME",
         help="namespace to watch, may be repeated; none is all [FINETUNE_NAMESPACES]")  # fmt: skip
+    add("--nodes", choices=["watch", "ignore"], default=os.environ.get("FINETUNE_NODES", "watch"),
+        help="watch: plan with the GPUs that the nodes have, where listing nodes is allowed"
+        " [FINETUNE_NODES]")  # fmt: skip
     add("--context", default=None, help="context of the kubeconfig")
     add("--workers", type=int, default=_number("FINETUNE_WORKERS", 8),
         help="jobs reconciled at the same time [FINETUNE_WORKERS]")  # fmt: skip
     add("--resync-seconds", type=float, default=_number("FINETUNE_RESYNC_SECONDS", 300),
-        help="seconds between full listings, two requests each: after a lost watch a deletion that"
-        " left no object behind is noticed no later [FINETUNE_RESYNC_SECONDS]")  # fmt: skip
+        help="seconds between full listings, three requests each: after a lost watch a deletion"
+        " that left no object behind is noticed no later [FINETUNE_RESYNC_SECONDS]")  # fmt: skip
     add("--progress-via", choices=["pod", "proxy"],
         default=os.environ.get("FINETUNE_PROGRESS_VIA", "pod"),
         help="proxy: ask trainers through the API server, from outside the cluster"
@@ -102,6 +119,19 @@ def _assignment(text: str) -> tuple[str, str]:
     if not name or not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     return name, value
+
+
+def _price(text: str) -> tuple[str, float]:
+    product, amount = _assignment(text)
+    try:
+        price = float(amount)
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price >= 0):
+        raise argparse.ArgumentTypeError(
+            f"the price of {product} is {amount!r}, expected a number from 0 up, such as 0.70"
+        )
+    return product, price
 
 
 def _listed(variable: str) -> list[str]:

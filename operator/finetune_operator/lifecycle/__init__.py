@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from finetune_api.trainer import ProgressReport
+from finetune_operator.lifecycle.accounts import Prices, accounted
 from finetune_operator.lifecycle.advance import advance
 from finetune_operator.lifecycle.chains import awaits, chain_of
 from finetune_operator.lifecycle.draft import Decision, Draft, Event
@@ -12,8 +13,20 @@ from finetune_operator.lifecycle.job import Job
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.refusal import rejected
 from finetune_operator.lifecycle.settle import adopt, settle
+from finetune_operator.planning import Inventory
 
-__all__ = ["Decision", "Event", "Job", "Pod", "awaits", "chain_of", "decide", "rejected"]
+__all__ = [
+    "Decision",
+    "Event",
+    "Job",
+    "Pod",
+    "Prices",
+    "accounted",
+    "awaits",
+    "chain_of",
+    "decide",
+    "rejected",
+]
 
 
 def decide(
@@ -25,6 +38,7 @@ def decide(
     confirmed: bool = False,
     chain: Mapping[str, Job] | None = None,
     awaited: bool = False,
+    inventory: Inventory | None = None,
 ) -> Decision:
     """Return what is to be done about a job.
 
@@ -36,9 +50,17 @@ def decide(
         confirmed: Whether pods was just listed from the API server, so that absence is a fact.
         chain: The jobs that it waits for, and those that they wait for, by name.
         awaited: Whether another job has yet to look up its model.
+        inventory: What GPUs there are.
     """
     draft = Draft(
-        job, pods, now=now, report=report, confirmed=confirmed, chain=chain, awaited=awaited
+        job,
+        pods,
+        now=now,
+        report=report,
+        confirmed=confirmed,
+        chain=chain,
+        awaited=awaited,
+        inventory=inventory,
     )
     if job.deleting:
         return draft.unchanged()

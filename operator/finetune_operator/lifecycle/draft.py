@@ -20,6 +20,7 @@ from finetune_api.status import (
 from finetune_api.trainer import ProgressReport
 from finetune_operator.lifecycle.job import Job, same_training
 from finetune_operator.lifecycle.pods import Pod
+from finetune_operator.planning import Inventory
 from finetune_operator.status import Conditions
 from finetune_operator.workloads import Launch
 
@@ -67,6 +68,7 @@ class Draft:
         confirmed: bool = False,
         chain: Mapping[str, Job] | None = None,
         awaited: bool = False,
+        inventory: Inventory | None = None,
     ) -> None:
         self.job = job
         self.pods = pods
@@ -75,6 +77,7 @@ class Draft:
         self.confirmed = confirmed
         self.chain = chain or {}
         self.awaited = awaited
+        self.inventory = inventory or Inventory()
         self.status = job.status
         self.attempts = list(job.status.attempts)
         self.conditions = Conditions(
@@ -146,6 +149,7 @@ class Draft:
                 state="Active",
                 start_time=started,
                 plan=plan.summary if plan is not None else None,
+                gpus=plan.gpus if plan is not None else 0,
             )
         )
 

@@ -43,6 +43,8 @@ class Pod:
     deleted_by: datetime | None
     """When the pod is to be gone; None when it is not being deleted."""
     node: str | None
+    placed: datetime | None
+    """When it was bound to a node; None when it was not, or nothing says when."""
     phase: str
     ip: str | None
     running: bool
@@ -74,6 +76,7 @@ class Pod:
             created=parse_time(metadata["creationTimestamp"]),
             deleted_by=parse_time(deletion) if deletion else None,
             node=body.get("spec", {}).get("nodeName"),
+            placed=_placed(status),
             phase=status.get("phase", "Pending"),
             ip=status.get("podIP"),
             running="running" in state,
@@ -132,6 +135,15 @@ def _termination(state: dict[str, Any] | None) -> Termination | None:
 
 def _notice(state: dict[str, Any] | None) -> Notice | None:
     return Notice(state.get("reason", ""), state.get("message", "")) if state else None
+
+
+def _placed(status: dict[str, Any]) -> datetime | None:
+    scheduled = _condition(status, "PodScheduled", "True")
+    if scheduled is not None and scheduled.since is not None:
+        return scheduled.since
+    # The kubelet's word comes moments later.
+    seen = status.get("startTime")
+    return parse_time(seen) if seen else None
 
 
 def _condition(status: dict[str, Any], kind: str, value: str) -> Notice | None:

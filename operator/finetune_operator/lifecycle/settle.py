@@ -14,7 +14,7 @@ from finetune_operator.lifecycle.outcome import Outcome, outcome_of
 from finetune_operator.lifecycle.pods import Pod
 from finetune_operator.lifecycle.retry import MOST_FRUITLESS, fruitless
 from finetune_operator.lifecycle.stability import roll_back, show_last_words
-from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
+from finetune_operator.planning import PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.status import final_progress, stopped_progress
 
 SPEC_CHANGED: Final = "The spec was changed before there was a plan."
@@ -185,7 +185,7 @@ def _plan(draft: Draft, result: Result) -> None:
         return
     draft.update(preparation=result.preparation)
     try:
-        plan = make_plan(draft.job.spec, result.preparation, Inventory())
+        plan = make_plan(draft.job.spec, result.preparation, draft.inventory)
     except PlanInfeasibleError as error:
         fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
         return
@@ -259,7 +259,7 @@ def _adapt(draft: Draft, attempt: Attempt, reason: Reason) -> bool:
     plan, preparation = draft.status.plan, draft.status.preparation
     if plan is None or preparation is None:
         return False
-    smaller = smaller_plan(draft.job.spec, preparation, plan, reason, Inventory())
+    smaller = smaller_plan(draft.job.spec, preparation, plan, reason, draft.inventory)
     # A checkpoint goes on only as it was spread.
     if smaller is None or (draft.status.checkpoint is not None and smaller.gpus != plan.gpus):
         return False

@@ -9,6 +9,7 @@ from finetune_operator.planning.candidates import smallest_micro_batch
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, gpu_memory
 from finetune_operator.planning.memory import Candidate, Checkpointing, estimate
 from finetune_operator.planning.planner import first_that_fits
+from finetune_operator.planning.pools import choose, pinned
 from finetune_operator.planning.quantity import from_gib, to_gib
 from finetune_operator.planning.reasons import gpu_name, summarized
 
@@ -26,6 +27,7 @@ def smaller_plan(
     inventory: Inventory,
 ) -> Plan | None:
     """Return a plan that needs less of what ran out; None when the spec leaves no room."""
+    spec = pinned(spec, plan.gpu_product)
     if reason is Reason.HOST_OUT_OF_MEMORY:
         return None if spec.resources.memory else _with_more_host_memory(plan)
     half = plan.micro_batch_size // 2
@@ -60,16 +62,12 @@ def _with_more_gpus(
     """Return a plan on more GPUs whose estimate is smaller: the last estimate was too low."""
     if spec.resources.gpu.count != "auto":
         return None
-    estimated = Inventory(plan.memory.total, inventory.gpus_per_node)
-    tighter = spec.model_copy(
-        update={
-            "resources": spec.resources.model_copy(
-                update={"gpu": spec.resources.gpu.model_copy(update={"memory": "auto"})}
-            )
-        }
-    )
+    memory = f"{int(1024 * plan.memory.total)}Mi"
+    gpu = spec.resources.gpu.model_copy(update={"memory": memory})
+    tighter = spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpu": gpu})})
     try:
-        larger = first_that_fits(tighter, preparation, estimated, beyond=plan.gpus)
+        offer = choose(tighter, preparation, inventory, beyond=plan.gpus)
+        larger = first_that_fits(offer.spec, preparation, offer.inventory, beyond=plan.gpus)
     except PlanInfeasibleError:
         return None
     words = f"GPUs {larger.gpus}, {larger.strategy}: out of GPU memory on {plan.gpus}."

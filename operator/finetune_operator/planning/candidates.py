@@ -116,6 +116,11 @@ def unshardable(spec: FineTuneJobSpec, strategy: Strategy) -> str | None:
             f"stability.policy is Rollback, which cannot change the spread checkpoints of"
             f" resources.strategy {strategy}: use Halt or Warn, or strategy ddp."
         )
+    if spec.training.precision == "float8":
+        return (
+            f"resources.strategy is {strategy}, which cannot spread weights in float8: use ddp, or"
+            " training.precision bf16."
+        )
     if spec.adapter.type == "qlora" and strategy != "zero2":
         return (
             f"resources.strategy is {strategy}, which cannot spread the quantised weights of"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.planning.nodes import Node
 from finetune_operator.planning.products import PRODUCTS, is_slice
 from finetune_operator.planning.quantity import to_gib
 
@@ -23,6 +24,10 @@ class Inventory:
     """Memory of one GPU."""
     gpus_per_node: int = 8
     """GPUs of one node."""
+    most_nodes: int | None = None
+    """Nodes with so many GPUs; None: as many as it takes, an autoscaler may add them."""
+    nodes: tuple[Node, ...] | None = None
+    """The nodes that offer GPUs now; None: not known."""
 
 
 def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
@@ -37,14 +42,27 @@ def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
 def check_product(spec: FineTuneJobSpec) -> None:
     """Raise PlanInfeasibleError for a product on which the trainer cannot run."""
     name = spec.resources.gpu.product
+    why_not = unfit(name, spec)
+    if why_not is not None:
+        raise PlanInfeasibleError(f"resources.gpu.product is {name}, {why_not}.")
+
+
+def unfit(name: str, spec: FineTuneJobSpec) -> str | None:
+    """Return why a product cannot train a job, and the fix; None when it can."""
     if is_slice(name):
-        raise PlanInfeasibleError(
-            f"resources.gpu.product is {name}, a slice of a GPU (MIG), which this version does not"
-            " plan for: name a whole GPU."
+        return (
+            "a slice of a GPU (MIG, or shared by pods), which this version does not plan for: name"
+            " a whole GPU"
         )
     product = PRODUCTS.get(name)
     if product and not product.bf16 and spec.training.precision != "float32":
-        raise PlanInfeasibleError(
-            f"resources.gpu.product is {name}, which cannot compute in bf16: choose a newer GPU"
-            " (Ampere or later), or set training.precision to float32."
+        return (
+            "which cannot compute in bf16: choose a newer GPU (Ampere or later), or set"
+            " training.precision to float32"
         )
+    if product and not product.float8 and spec.training.precision == "float8":
+        return (
+            "which cannot multiply in float8: choose a GPU of the Ada, Hopper or Blackwell"
+            " generation, or set training.precision to bf16"
+        )
+    return None

@@ -18,6 +18,7 @@ from finetune_operator.planning.inventory import (
     gpu_memory,
 )
 from finetune_operator.planning.memory import Candidate, estimate
+from finetune_operator.planning.pools import choose
 from finetune_operator.planning.quantity import from_gib
 from finetune_operator.planning.reasons import (
     gpu_name,
@@ -25,6 +26,7 @@ from finetune_operator.planning.reasons import (
     why,
     why_host_memory,
     why_not,
+    why_not_packed,
 )
 from finetune_operator.planning.search import search
 
@@ -34,7 +36,11 @@ def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Invent
     if spec.resources.gpu.count == 0:
         return _cpu_plan(spec, preparation, longest_sequence(spec, preparation))
     check_product(spec)
-    return first_that_fits(spec, preparation, inventory, beyond=0)
+    offer = choose(spec, preparation, inventory)
+    plan = first_that_fits(offer.spec, preparation, offer.inventory, beyond=0)
+    if offer.reason is None:
+        return plan
+    return plan.model_copy(update={"reasons": [offer.reason, *plan.reasons]})
 
 
 def first_that_fits(
@@ -84,6 +90,7 @@ def _gpu_plan(
         memory=memory,
         reasons=[
             *why(spec, candidate, memory, limit),
+            *why_not_packed(spec, preparation, candidate),
             _why_compiled(spec, preparation, compiled=compiled),
         ],
     )

@@ -13,6 +13,8 @@ class Product:
     """Memory that the driver reports, as in the node label nvidia.com/gpu.memory."""
     bf16: bool = True
     """Whether it computes in bf16, which the trainer does on GPUs."""
+    float8: bool = False
+    """Whether it multiplies in float8 (compute capability 8.9 and later)."""
 
     @property
     def memory_gib(self) -> float:
@@ -26,26 +28,26 @@ PRODUCTS: Final[dict[str, Product]] = {
     "Tesla-V100-SXM2-32GB": Product(32768, bf16=False),
     "NVIDIA-A10": Product(23028),
     "NVIDIA-A10G": Product(23028),
-    "NVIDIA-L4": Product(23034),
+    "NVIDIA-L4": Product(23034, float8=True),
     "NVIDIA-GeForce-RTX-3090": Product(24576),
-    "NVIDIA-GeForce-RTX-4090": Product(24564),
+    "NVIDIA-GeForce-RTX-4090": Product(24564, float8=True),
     "NVIDIA-A100-SXM4-40GB": Product(40960),
     "NVIDIA-A100-PCIE-40GB": Product(40960),
     "NVIDIA-A40": Product(46068),
-    "NVIDIA-L40S": Product(46068),
+    "NVIDIA-L40S": Product(46068, float8=True),
     "NVIDIA-RTX-A6000": Product(49140),
     "NVIDIA-A100-SXM4-80GB": Product(81920),
     "NVIDIA-A100-80GB-PCIe": Product(81920),
-    "NVIDIA-H100-80GB-HBM3": Product(81559),
-    "NVIDIA-H100-PCIe": Product(81559),
-    "NVIDIA-H200": Product(143771),
-    "NVIDIA-B200": Product(183359),
+    "NVIDIA-H100-80GB-HBM3": Product(81559, float8=True),
+    "NVIDIA-H100-PCIe": Product(81559, float8=True),
+    "NVIDIA-H200": Product(143771, float8=True),
+    "NVIDIA-B200": Product(183359, float8=True),
 }
 """By their names in the node label nvidia.com/gpu.product, smallest first."""
 
-_SLICE: Final = re.compile(r"-MIG-\d+g\.\d+gb")
+_SLICE: Final = re.compile(r"-MIG-\d+g\.\d+gb|-SHARED$")
 
 
 def is_slice(product: str) -> bool:
-    """Tell whether a product is a part of a GPU (MIG), which cannot be trained on with others."""
+    """Tell whether a product is a part of a GPU, by MIG or by sharing it between pods."""
     return _SLICE.search(product) is not None

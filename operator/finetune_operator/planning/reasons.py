@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Memory, Plan
+from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.status import Memory, Plan, Preparation
 from finetune_operator.planning.candidates import LARGEST_MICRO_BATCH
 from finetune_operator.planning.inventory import USABLE
 from finetune_operator.planning.memory import Candidate
@@ -60,6 +60,23 @@ def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: floa
         f"Micro-batch {candidate.micro_batch_size}: {micro_batch}.",
         f"Gradient checkpointing {candidate.checkpointing}: {checkpointing}.",
     ]
+
+
+def why_not_packed(
+    spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate
+) -> list[str]:
+    """Return that a micro-batch is mostly padding which packing would save, if that is so."""
+    data = preparation.dataset
+    mean, longest = data.mean_tokens, min(data.max_tokens, candidate.max_length)
+    pads = candidate.micro_batch_size > 1 and mean < longest / 2
+    if spec.method is not Method.SFT or spec.training.packing or not pads:
+        return []
+    reason = (
+        f"Packing off: rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
+        " micro-batch is padded to its longest; with training.packing rows are filled with several"
+        " documents, and batchSize counts filled rows."
+    )
+    return [reason]
 
 
 def _strategy(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:

@@ -31,7 +31,9 @@ def search(
     for candidate in candidates(spec, preparation, inventory):
         if candidate.gpus <= beyond:
             continue
-        nodes_of(spec, inventory, candidate.gpus)
+        nodes = nodes_of(spec, inventory, candidate.gpus)
+        if inventory.most_nodes is not None and nodes > inventory.most_nodes:
+            continue
         memory = estimate(spec, preparation, candidate)
         if memory.total <= limit:
             return Found((candidate, memory), None)

@@ -69,7 +69,9 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
     return {name: Path(folder) for name, _, folder in pairs}
 
 
-def run_local(manifest: Manifest, changes: list[str], folders: Folders) -> int:
+def run_local(
+    manifest: Manifest, changes: list[str], folders: Folders, *, profile: bool = False
+) -> int:
     """Prepare, plan and train; return the trainer's exit code. PluginError before it starts."""
     for change in changes:
         manifest = overridden(manifest, change)
@@ -85,13 +87,13 @@ def run_local(manifest: Manifest, changes: list[str], folders: Folders) -> int:
         return code
     plan = _plan(job, result.preparation)
     config = config.model_copy(update={"plan": plan, "preparation": result.preparation})
-    return _train(trainer, config, folders)
+    return _train([trainer, "run", *(["--profile"] if profile else [])], config, folders)
 
 
-def _train(trainer: str, config: TrainerConfig, folders: Folders) -> int:
+def _train(command: list[str], config: TrainerConfig, folders: Folders) -> int:
     """Run attempts until one is not rolled back."""
     while True:
-        code, result = _attempt([trainer, "run"], config, folders)
+        code, result = _attempt(command, config, folders)
         if result.rollback is None:
             break
         rollbacks = [*config.rollbacks, result.rollback]

@@ -82,6 +82,9 @@ def plan(
     data: Data = None,
     rows: Rows = None,
     tokens: Tokens = None,
+    price: Annotated[
+        float | None, typer.Option(help="Price of one GPU-hour.", min=0, show_default=False)
+    ] = None,
     output: Annotated[
         Literal["text", "json", "yaml"], typer.Option("-o", "--output", help="Format.")
     ] = "text",
@@ -97,11 +100,11 @@ def plan(
         from finetune_operator.plugin.plan_view import show
         from finetune_operator.plugin.terminal import console
 
-        show(console(), found)
+        show(console(), found, price)
     else:
         from finetune_operator.plugin.documents import write
 
-        write([scenario.to_json() for scenario in found], output)
+        write([scenario.to_json(price) for scenario in found], output)
     if found[0].plan is None:
         raise typer.Exit(1)
 
@@ -239,6 +242,9 @@ def run(
         Path | None,
         typer.Option(help="Where the workspace is kept; NAME.local unless given."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Profile a few steps; see profile beside the report.")
+    ] = False,
 ) -> None:
     """Prepare, plan and train a job on this machine, without a cluster."""
     from finetune_operator.plugin.local import Folders, named_folders, run_local
@@ -249,4 +255,4 @@ def run(
     manifest = select(filename, name)
     base = folder or Path(f"{job_name(manifest)}.local")
     folders = Folders(base, named_folders(claim or []), named_folders(configmap or []))
-    raise typer.Exit(run_local(manifest, changes or [], folders))
+    raise typer.Exit(run_local(manifest, changes or [], folders, profile=profile))

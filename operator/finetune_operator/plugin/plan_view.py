@@ -31,14 +31,17 @@ _ALWAYS: Final = {"Hardware", "Micro-batch", "Memory (GiB)"}
 """Rows of a comparison even where all plans agree."""
 
 
-def show(console: Console, scenarios: Sequence[Scenario]) -> None:
-    """Print the plan of the job as it is, and beside it those with something changed."""
+def show(console: Console, scenarios: Sequence[Scenario], price: float | None = None) -> None:
+    """Print the plan of the job as it is, and beside it those with something changed.
+
+    With the price of a GPU-hour it says what they cost.
+    """
     first = scenarios[0]
     console.print(_title(first))
     if len(scenarios) > 1:
-        console.print(_comparison(scenarios))
+        console.print(_comparison(scenarios, price))
     elif first.plan:
-        console.print(_details(first, first.plan))
+        console.print(_details(first, first.plan, price))
     for scenario in scenarios:
         if scenario.plan is None:
             name = f"With {scenario.change}: " if scenario.change else ""
@@ -53,9 +56,9 @@ def _title(scenario: Scenario) -> Text:
     return text
 
 
-def _details(scenario: Scenario, plan: Plan) -> RenderableType:
+def _details(scenario: Scenario, plan: Plan, price: float | None) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    for name, value in _rows(scenario, plan):
+    for name, value in _rows(scenario, plan, price):
         table.add_row(name, value)
     return Group(
         Text(f"{plan.summary}\n", style="bold green"),
@@ -75,8 +78,15 @@ def listed(sentences: Iterable[str]) -> RenderableType:
     return table
 
 
-def _rows(scenario: Scenario, plan: Plan) -> Iterator[tuple[str, str]]:
+def _rows(scenario: Scenario, plan: Plan, price: float | None) -> Iterator[tuple[str, str]]:
     yield "Hardware", _hardware(scenario, plan)
+    hours = scenario.gpu_hours
+    if hours is not None:
+        yield "GPU-hours", f"about {hours:,.2f}"
+    if price is not None:
+        cost = scenario.cost(price)
+        expected = f", about {cost['expected']:,.2f} in all" if "expected" in cost else ""
+        yield "Cost", f"{cost['perHour']:,.2f} an hour{expected}"
     yield "Micro-batch", f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps}"
     yield "Longest sequence", f"{plan.max_length:,} tokens"
     yield "Precision", plan.precision
@@ -122,20 +132,20 @@ def _largest_first(memory: Memory) -> list[tuple[str, float]]:
     return [(name, size) for name, size in sizes if round(size, 1)]
 
 
-def _comparison(scenarios: Sequence[Scenario]) -> Table:
+def _comparison(scenarios: Sequence[Scenario], price: float | None) -> Table:
     """Return the plans side by side, without what is the same in all of them."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     for scenario in scenarios:
         table.add_column(scenario.change or "as it is")
-    columns = [_column(scenario) for scenario in scenarios]
+    columns = [_column(scenario, price) for scenario in scenarios]
     for name in max(columns, key=len):
         if name in _ALWAYS or len({column[name] for column in columns if name in column}) > 1:
             table.add_row(name, *[column.get(name, "") for column in columns])
     return table
 
 
-def _column(scenario: Scenario) -> dict[str, str]:
+def _column(scenario: Scenario, price: float | None) -> dict[str, str]:
     plan = scenario.plan
     if plan is None:
         return {"Hardware": "does not fit"}
@@ -145,7 +155,7 @@ def _column(scenario: Scenario) -> dict[str, str]:
         for name, size in parts_of(plan.memory).items()
     }
     total = {"Memory (GiB)": f"{plan.memory.total:.1f}{limit}"}
-    return dict(_rows(scenario, plan)) | total | sizes
+    return dict(_rows(scenario, plan, price)) | total | sizes
 
 
 def _notes(scenario: Scenario) -> RenderableType:

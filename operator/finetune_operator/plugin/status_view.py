@@ -7,7 +7,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Progress, Stability
+from finetune_api.status import (
+    Attempt,
+    FineTuneJobStatus,
+    Measured,
+    Phase,
+    Progress,
+    Stability,
+    Usage,
+)
 from finetune_operator.plugin.kubectl import status_of
 from finetune_operator.plugin.manifests import Manifest, job_name
 
@@ -49,6 +57,10 @@ def _parts(job: Manifest, status: FineTuneJobStatus) -> Iterator[RenderableType]
         yield from _progress(status.progress)
     if status.stability:
         yield from _stability(status.stability)
+    if status.usage:
+        yield Text(_used(status.usage))
+    if status.measured:
+        yield Text(_measured(status.measured))
     if status.attempts:
         yield Text("\nAttempts", style="bold")
         yield _attempts(status.attempts)
@@ -100,6 +112,22 @@ def _stability(stability: Stability) -> Iterator[RenderableType]:
     for finding in stability.findings:
         seen = f"step {finding.step}, {finding.rule}: {finding.message} {finding.advice}"
         yield Text(f"- {seen}")
+
+
+def _used(usage: Usage) -> str:
+    cost = "" if usage.cost is None else f", {usage.cost:,.2f} {usage.currency}"
+    expected = usage.expected_gpu_hours
+    of = "" if expected is None else f" (about {expected:,.2f} expected)"
+    return f"Used: {usage.gpu_hours:,.2f} GPU-hours{of}{cost}"
+
+
+def _measured(measured: Measured) -> str:
+    on_gpu = measured.gpu_memory_gib is not None
+    peak = measured.gpu_memory_gib if on_gpu else measured.host_memory_gib
+    text = f"Measured: {peak} GiB of {'GPU' if on_gpu else 'host'} memory"
+    if measured.memory_error is None:
+        return text
+    return f"{text}, estimated {measured.estimated_memory_gib} ({measured.memory_error:+.1%})"
 
 
 def _attempts(attempts: list[Attempt]) -> RenderableType:

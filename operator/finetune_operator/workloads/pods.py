@@ -73,7 +73,7 @@ def trainer_pod(
     pod = _pod(config, names.TRAINER_ROLE, rank=rank, spec=spec)
     if plan.gpu_product is not None:
         pod["spec"]["nodeSelector"] = {
-            "nvidia.com/gpu.product": plan.gpu_product,
+            names.GPU_PRODUCT_LABEL: plan.gpu_product,
             **pod["spec"].get("nodeSelector", {}),
         }
     _queue(pod, config, plan)

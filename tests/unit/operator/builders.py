@@ -124,6 +124,7 @@ def make_pod_body(
     deleted_by: float | None = None,
     node: str = "",
     created: float = 0,
+    placed: float | None = None,
     finished: float = 60,
     version: int = 200,
     uid: str = "",
@@ -177,7 +178,10 @@ def make_pod_body(
             "phase": phase,
             "reason": reason,
             "podIP": "10.0.0.1" if running else None,
-            "conditions": _conditions(created, unschedulable, disruption, gated=gated),
+            "conditions": [
+                *_conditions(created, unschedulable, disruption, gated=gated),
+                *_placed(placed),
+            ],
             "containerStatuses": [{"name": names.CONTAINER, "state": state}] if state else [],
         },
     }
@@ -213,6 +217,12 @@ def _conditions(
     if disruption:
         conditions.append({"type": "DisruptionTarget", "status": "True", "reason": disruption})
     return conditions
+
+
+def _placed(placed: float | None) -> list[dict[str, Any]]:
+    if placed is None:
+        return []
+    return [{"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(placed)}]
 
 
 def make_pod(*arguments: Any, **options: Any) -> Pod:

@@ -42,6 +42,33 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.namespaces, settings.workers) == (("c",), 5)
 
 
+def test_prices_have_a_currency() -> None:
+    arguments = ["run", "--trainer-image=x", "--gpu-price=NVIDIA-L4=0.70", "--currency=EUR"]
+    prices = parse([*arguments, "--gpu-price=NVIDIA-H200=4"]).prices
+    assert prices.currency == "EUR"
+    assert prices.per_gpu_hour == {"NVIDIA-L4": 0.7, "NVIDIA-H200": 4.0}
+    assert parse(["run", "--trainer-image=x"]).prices.per_gpu_hour == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--gpu-price=NVIDIA-L4=0.70"], "--gpu-price is given without --currency"),
+        (["--gpu-price=NVIDIA-L4", "--currency=EUR"], "'NVIDIA-L4' is not of the form"),
+        *(
+            ([f"--gpu-price=NVIDIA-L4={bad}", "--currency=EUR"], f"price of NVIDIA-L4 is '{bad}'")
+            for bad in ("-1", "cheap", "nan", "inf")
+        ),
+    ],
+)
+def test_a_price_that_is_none_is_named(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["run", "--trainer-image=x", *arguments])
+    assert complaint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["run"], ["run", "--trainer-image=x", "--trainer-env=A"]]
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.plugin import scenarios
 from finetune_operator.plugin.rules import problems
 from unit.operator.plugin_process import EXAMPLES, Plugin, Run, manifest_of
 
@@ -62,6 +63,33 @@ def test_a_plan_for_programs(plugin: Plugin, form: str, read: Callable[[str], An
     document = read(plugin("plan", "-f", SFT, "-o", form).output)
     assert document["plan"]["gpus"] == 1
     assert document["preparation"]["model"]["parameters"] == 8_190_735_360
+
+
+def test_with_a_price_a_plan_says_what_an_hour_costs(plugin: Plugin) -> None:
+    job = ("plan", "-f", SFT, "--what-if", "count=2")
+    assert [one["cost"]["perHour"] for one in _plans(plugin, *job, "--price", 3.5)] == [3.5, 7.0]
+    assert all("cost" not in one for one in _plans(plugin, *job))
+    assert "7.00 an hour" in plugin(*job, "--price", 3.5).output
+    refused = plugin("plan", "-f", SFT, "--price", -1)
+    assert refused.code == 2
+    assert "--price" in refused.errors
+
+
+def _plans(plugin: Plugin, *arguments: object) -> list[dict[str, Any]]:
+    documents: list[dict[str, Any]] = json.loads(plugin(*arguments, "-o", "json").output)
+    return documents
+
+
+def test_where_a_speed_was_measured_a_plan_says_the_cost_of_all(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenarios, "expected_gpu_hours", lambda *_: 10.0)
+    output = plugin("plan", "-f", SFT, "--price", 3.5).output
+    assert "about 10.00" in output
+    assert "3.50 an hour, about 35.00 in all" in output
+    document = json.loads(plugin("plan", "-f", SFT, "--price", 3.5, "-o", "json").output)
+    assert document["expectedGpuHours"] == 10.0
+    assert document["cost"] == {"perHour": 3.5, "expected": 35.0}
 
 
 def test_what_if_compares(plugin: Plugin) -> None:

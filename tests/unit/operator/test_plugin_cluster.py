@@ -105,6 +105,22 @@ def test_status_tells_progress_stability_and_attempts(plugin: Plugin, kubectl: A
     )
 
 
+def test_status_tells_what_it_took_and_how_right_the_plan_was(
+    plugin: Plugin, kubectl: Arrange
+) -> None:
+    usage = {"gpuHours": 4.2, "expectedGpuHours": 5.0, "cost": 2.94, "currency": "EUR"}
+    measured = {
+        "attempt": 1, "gpuMemoryGib": 50.0, "estimatedMemoryGib": 51.0, "memoryError": 0.02,
+    }  # fmt: skip
+    kubectl(_job("Running", usage=usage, measured=measured))
+    output = plugin("status", "job").output
+    assert "Used: 4.20 GPU-hours (about 5.00 expected), 2.94 EUR" in output
+    assert "Measured: 50.0 GiB of GPU memory, estimated 51.0 (+2.0%)" in output
+    kubectl(_job("Running", usage={"gpuHours": 0.0}, measured={"attempt": 1, "hostMemoryGib": 3.5}))
+    lines = plugin("status", "job").output.splitlines()
+    assert {"Used: 0.00 GPU-hours", "Measured: 3.5 GiB of host memory"} <= set(lines)
+
+
 def test_words_in_brackets_are_no_markup(plugin: Plugin, kubectl: Arrange) -> None:
     kubectl(_job("Failed", message="found [red] in [/models] :warning:"))
     assert "found [red] in [/models] :warning:" in plugin("status", "job").output

@@ -45,11 +45,12 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_a_job_trains_here_and_leaves_its_model(
     plugin: Plugin, arguments: list[object], tmp_path: Path
 ) -> None:
-    run = plugin(*arguments, "--set", "count=0")
+    run = plugin(*arguments, "--set", "count=0", "--profile")
     assert run.code == 0, run.output + run.errors
     assert "CPU, lora, micro-batch 2 x 1" in run.output
     assert "The model is in models/tiny." in run.output
     assert (tmp_path / "models/tiny/adapter_config.json").exists()
+    assert (tmp_path / "models/tiny/profile/operators.txt").exists()
 
 
 def test_data_that_does_not_fit_ends_with_the_trainers_words_and_code(

@@ -9,7 +9,8 @@ import pytest
 
 from finetune_api.trainer import Result
 from finetune_operator.api import ApiError, Resource
-from finetune_operator.lifecycle import Pod
+from finetune_operator.lifecycle import Pod, Prices
+from finetune_operator.metrics import REGISTRY
 from finetune_operator.progress import Follower
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.store import Key, Store
@@ -138,7 +139,13 @@ class Shell:
         settings = TrainerSettings(image="trainer:1")
         self.woken: list[Key] = []
         self._reconcile = Reconciler(
-            api, self.store, self.follower, settings, self.woken.append, lambda: now
+            api,
+            self.store,
+            self.follower,
+            settings,
+            self.woken.append,
+            lambda: now,
+            Prices("EUR", {"NVIDIA-L40S": 2.0}),
         )
 
     async def run(self) -> float | None:
@@ -200,6 +207,27 @@ async def test_status_then_events() -> None:
     shell = Shell(life.body, pod)
     await shell.run()
     assert shell.api.calls == [("patch", "job"), ("event", "Succeeded")]
+
+
+async def test_gpu_hours_and_cost_go_with_the_write_that_is_made_anyway() -> None:
+    parts: dict[str, Any] = {"resources": {"gpu": {"product": "NVIDIA-L40S"}}}
+    pod = make_pod_body(exit_code=0, result=trained(), placed=0, finished=5400, **parts)
+    shell = Shell(started(**parts).body, pod, now=NOW + timedelta(hours=2))
+    labels = {"method": "sft", "product": "NVIDIA-L40S"}
+    name = "finetune_operator_gpu_hours_total"
+    before = REGISTRY.get_sample_value(name, labels) or 0.0
+    shell.api.refuse["patch"] = 503
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            await shell.run()
+    assert (REGISTRY.get_sample_value(name, labels) or 0.0) == before, "nothing is recorded yet"
+    del shell.api.refuse["patch"]
+    for _ in range(2):
+        await shell.run()
+    assert [call for call in shell.api.calls if call[0] != "patch"] == [("event", "Succeeded")]
+    usage = shell.status["usage"]
+    assert usage == {"gpuHours": 1.5, "cost": 3.0, "currency": "EUR"}
+    assert REGISTRY.get_sample_value(name, labels) == before + 1.5
 
 
 async def test_a_new_phase_wakes_the_jobs_that_name_the_job() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.metrics import SECONDS
 from finetune_api.status import Plan
 from finetune_api.trainer import Result, TrainerConfig
 from finetune_trainer.paths import Paths
@@ -94,8 +95,15 @@ class Site:
         return config
 
     def metrics(self) -> list[dict[str, Any]]:
-        lines = self.paths.metrics.read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        """Return the logged steps without their seconds: all that a second run must repeat."""
+        return [
+            {name: value for name, value in entry.items() if not name.startswith(SECONDS)}
+            for entry in self.logged()
+        ]
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Return the logged steps."""
+        return [json.loads(line) for line in self.paths.metrics.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

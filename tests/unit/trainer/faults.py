@@ -86,6 +86,7 @@ def run_here(site: Site, config: TrainerConfig) -> int:
         output=paths.output,
         sources=paths.sources,
         port=0,
+        profile=False,
     )
     return cli._guarded(cli.COMMANDS["run"], config, options)
 

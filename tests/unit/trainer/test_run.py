@@ -1,13 +1,11 @@
 """What a whole run hands over: adapters, merged and full models that load and answer."""
 
 import json
-import shutil
 import socket
 import time
 import urllib.request
 from typing import Any
 
-import pytest
 import torch
 
 from finetune_api.trainer import ProgressReport
@@ -103,35 +101,6 @@ def test_qlora_trains_a_quantised_base_and_merges_into_the_whole_one(site: Site)
     assert site.run(config) == 0
     merged = load_file(site.artifact / "merged/model.safetensors")
     assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-def test_packing_trains_fewer_and_fuller_rows(site: Site, strategy: str) -> None:
-    training = {
-        "epochs": 1,
-        "batchSize": 1,
-        "packing": True,
-        "extra": {"packing_strategy": strategy},
-    }
-    plan = make_plan(micro_batch_size=1, gradient_accumulation_steps=1, max_length=256)
-    assert site.run(site.job(plan, training=training)) == 0
-    step = site.result().step
-    assert step is not None
-    assert 5 <= step <= 8
-
-
-def test_packed_documents_do_not_see_each_other(site: Site) -> None:
-    site.write_data(chat_rows(8))
-    losses = []
-    for packing in (False, True):
-        training = {"maxSteps": 1, "batchSize": 8, "packing": packing, "warmupRatio": 1}
-        plan = make_plan(micro_batch_size=8, gradient_accumulation_steps=1, max_length=300)
-        config = site.job(plan, training=training)
-        assert site.run(config) == 0
-        losses.append(site.metrics()[0]["loss"])
-        for folder in (site.paths.workspace, site.artifact):
-            shutil.rmtree(folder)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_plan_for_shorter_rows_cuts_them(site: Site) -> None:

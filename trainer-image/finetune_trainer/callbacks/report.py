@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.metrics import SECONDS
 from finetune_trainer.logs import fields
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.progress import ProgressBoard
@@ -71,7 +72,7 @@ class ReportCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Log what is measured; what depends on the machine's speed is on the board alone."""
+        """Log what is measured; the tokens a second are on the board alone."""
         if not logs or not {"loss", "eval_loss"} & logs.keys():
             return
         if not state.is_world_process_zero:
@@ -81,7 +82,8 @@ class ReportCallback(TrainerCallback):
         values["num_tokens"] = int(state.num_input_tokens_seen)
         self.metrics.append(state.global_step, values)
         self.board.measured(values)
-        log.info("metrics", extra=fields(step=state.global_step, **values))
+        said = {key: value for key, value in values.items() if not key.startswith(SECONDS)}
+        log.info("metrics", extra=fields(step=state.global_step, **said))
         shown = ("loss", "eval_loss", "learning_rate", "grad_norm")
         self.board.update(**{name: logs[name] for name in shown if name in logs})
 

@@ -26,6 +26,7 @@ OWNED = {
     "max_length": "training.maxLength",
     "truncation_mode": "dataset.tooLong",
     "packing": "training.packing",
+    "eval_packing": "training.packing",
     "assistant_only_loss": "training.assistantOnlyLoss",
     "bf16": "training.precision",
     "fp16": "training.precision",

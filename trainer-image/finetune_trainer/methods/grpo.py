@@ -56,8 +56,9 @@ class OnlineTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         # Compiled layers would be compiled anew for the cache of each layer, until torch gives up
-        # on them and training is not compiled either.
-        with torch.compiler.set_stance("force_eager"):
+        # on them and training is not compiled either. Adapters in float32 take activations in bf16
+        # under autocast only.
+        with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
             return super()._generate_single_turn(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

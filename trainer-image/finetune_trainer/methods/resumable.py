@@ -12,14 +12,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune_trainer.callbacks.guard import StabilityGuard
 from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
+from finetune_trainer.callbacks.timing import StepClock, TimingCallback
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.distributed import first_says, load_whole_again, wait_for_first
+from finetune_trainer.methods.timed import TimedTrainer
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
 
 
-class ResumableTrainer:
+class ResumableTrainer(TimedTrainer):
     """Mixed into a TRL trainer: atomic checkpoints, evaluations that leave no trace, a guard."""
 
     checkpoints: Checkpoints
@@ -47,27 +49,29 @@ class ResumableTrainer:
     ) -> None:
         """Set up what accompanies training; called once, before it begins."""
         self.checkpoints, self.metrics, self.guard = checkpoints, metrics, guard
+        self.clock = StepClock(cuda=self.args.device.type == "cuda")
         # In this order the log forgets what came after the checkpoint, the guard recalls the rest,
         # and then an evaluation can be made up for; and a step is logged before it is judged.
-        for callback in (report, guard, _Beginning(self)):
+        for callback in (TimingCallback(self.clock), report, guard, _Beginning(self)):
             self.add_callback(callback)
 
     def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
         """Return the gradient's norm; a gradient that is no number never reaches the weights."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        # DeepSpeed steps inside the backward pass.
-        is_applied = bool(self.is_deepspeed_enabled)
-        # It may give no norm then.
-        number = 0.0 if norm is None else float(norm)
-        if self.guard.check_gradient(number, self.args, self.state, is_applied=is_applied):
-            # An optimizer leaves weights without a gradient alone.
-            model.zero_grad()
+        with self.clock.part("sync"):
+            norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+            # DeepSpeed steps inside the backward pass.
+            is_applied = bool(self.is_deepspeed_enabled)
+            # It may give no norm then.
+            number = 0.0 if norm is None else float(norm)
+            if self.guard.check_gradient(number, self.args, self.state, is_applied=is_applied):
+                # An optimizer leaves weights without a gradient alone.
+                model.zero_grad()
         return norm
 
     def log(self: Any, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Log, with the number of skipped steps."""
+        """Log, with the number of skipped steps, and where the time of the steps went."""
         if "loss" in logs:
-            logs |= self.guard.take_skipped()
+            logs |= self.guard.take_skipped() | self.clock.take()
         super().log(logs, start_time)  # type: ignore[misc]
         if not math.isfinite(logs.get("loss", 0.0)):
             # Trainer subtracts the sum from itself, which leaves NaN for good.
@@ -97,6 +101,10 @@ class ResumableTrainer:
         return str(self.checkpoints.staging)
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        with self.clock.part(None):
+            self._save_and_publish(model, trial)
+
+    def _save_and_publish(self: Any, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         staged = self.checkpoints.staging / f"checkpoint-{self.state.global_step}"
         _accumulators_file(self, staged).write_text(json.dumps(_accumulators(self)))
@@ -110,7 +118,7 @@ class ResumableTrainer:
         """Evaluate without touching the random state that dropout and data order draw from."""
         devices = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):
+            with self.clock.part(None), torch.random.fork_rng(devices):
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationStoppedError:
             self.save_checkpoint()

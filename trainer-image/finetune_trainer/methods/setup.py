@@ -8,11 +8,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl.models.selective_activation_checkpointing import (
+    enable_selective_activation_checkpointing,
+)
 
-from finetune_api.spec import ONLINE, FineTuneJobSpec, Method
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
-from finetune_trainer import distributed
+from finetune_trainer import distributed, float8
 from finetune_trainer.adapter import lora_config
 from finetune_trainer.device import Device
 from finetune_trainer.paths import Paths
@@ -63,7 +66,6 @@ class Setup:
         spec, plan, device = self.spec, self.plan, self.device
         training = spec.training
         evaluates = self.held_out is not None and training.eval_every_steps is not None
-        selective = plan.gradient_checkpointing == "selective"
         return {
             "output_dir": str(self.paths.checkpoints),
             "max_steps": training.max_steps or -1,
@@ -81,7 +83,6 @@ class Setup:
             "use_cpu": not device.cuda,
             "dataloader_pin_memory": device.cuda,
             "gradient_checkpointing": plan.gradient_checkpointing != "none",
-            "gradient_checkpointing_kwargs": {"selective": True} if selective else None,
             "save_strategy": "steps",
             "save_steps": training.checkpoint.every_steps,
             "eval_strategy": "steps" if evaluates else "no",
@@ -98,13 +99,20 @@ class Setup:
             **training.extra,
         }
 
+    def prepare(self) -> None:
+        """Make the model ready for what the trainer will ask of it; before there is a trainer."""
+        if self.plan.gradient_checkpointing == "selective":
+            # TRL's own switch for it is in its SFTTrainer only.
+            enable_selective_activation_checkpointing(self.model)
+
     def finish(self, trainer: Any) -> Any:
         """Return the trainer without what prints, and with its layers compiled if so planned."""
         # It prints what the metrics log has.
         trainer.remove_callback(PrinterCallback)
-        # TRL lets the model generate outside autocast, where the adapter needs the cast.
-        if self.device.bf16 and self.spec.method not in ONLINE:
+        if self.device.bf16:
             _keep_activations(trainer.model)
+        if self.plan.precision == "float8":
+            float8.convert(trainer.model)
         if self.plan.compile:
             _compile_layers(trainer.model)
         return trainer

@@ -8,10 +8,6 @@ from finetune_api.trainer import JobFailure
 
 def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
     """Raise JobFailure when the job asks for what the trainer cannot run."""
-    if spec.training.precision == "float8":
-        raise _failure(
-            "training.precision is float8, which this trainer version cannot run: use auto or bf16."
-        )
     if spec.rollout is not None and spec.rollout.mode in {"server", "colocate"}:
         raise _failure(
             f"rollout.mode is {spec.rollout.mode}, which this trainer version cannot do: use "
@@ -27,6 +23,11 @@ def _check_sharding(spec: FineTuneJobSpec, strategy: str) -> None:
         raise _failure(
             f"the strategy is {strategy}, which cannot spread the quantised weights of qlora: set "
             "resources.strategy to ddp or zero2, or use adapter.type lora."
+        )
+    if spec.training.precision == "float8" and strategy in SHARDED:
+        raise _failure(
+            f"the strategy is {strategy}, which cannot spread weights in float8: set "
+            "resources.strategy to ddp, or training.precision to bf16."
         )
     if spec.stability.policy == "Rollback" and strategy in SHARDED:
         raise _failure(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from finetune_api.metrics import LOGGED
+from finetune_api.metrics import LOGGED, SECONDS
 from finetune_trainer.report.measures import number
 
 WIDTH, HEIGHT = 480, 210
@@ -141,7 +141,8 @@ def draw_all(
 ) -> tuple[list[Drawing], list[Drawing]]:
     """Return the charts of metrics that have a meaning, and one for each other metric."""
     points = curves_of(entries)
-    known, used = [], set(_NO_CURVES)
+    # Where the time went is one bar for all steps.
+    known, used = [], _NO_CURVES | {name for name in points if name.startswith(SECONDS)}
     for chart in CHARTS:
         labels = _matching(chart, points)
         used |= labels.keys()

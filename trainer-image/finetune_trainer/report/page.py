@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from finetune_api.metrics import PARTS, SECONDS
 from finetune_api.status import Memory
 from finetune_trainer.report.charts import HEIGHT, WIDTH, Mark, draw_all
 from finetune_trainer.report.data import ReportData
@@ -36,6 +37,16 @@ class MemoryBar:
     marker: float
 
 
+@dataclass(frozen=True)
+class TimeBar:
+    """Mean seconds of a step by what they went into; widths in percent."""
+
+    step: str
+    """Seconds of the whole step."""
+    shares: list[tuple[str, str, float]]
+    """Part, seconds as text, width."""
+
+
 def render(data: ReportData) -> str:
     """Return the page. It asks for nothing from anywhere, and runs no scripts."""
     marks = list(_marks(data))
@@ -50,6 +61,7 @@ def render(data: ReportData) -> str:
         width=WIDTH,
         height=HEIGHT,
         memory=_memory(data),
+        time=_time(data),
         measured=[_measured(name, value) for name, value in sorted(data.measured.items())],
         hyperparameters=list(_flat(data.hyperparameters())),
         number=number,
@@ -94,6 +106,23 @@ def _memory(data: ReportData) -> MemoryBar | None:
         planned=f"{memory.total:.2f}",
         measured=None if peak is None else f"{peak:.2f}",
         marker=100 * (peak or 0.0) / widest,
+    )
+
+
+def _time(data: ReportData) -> TimeBar | None:
+    """Return where the time of the logged steps went; None when none was measured."""
+    means = {}
+    for part in PARTS:
+        name = f"{SECONDS}{part}"
+        logged = [entry[name] for entry in data.entries if name in entry]
+        if logged:
+            means[part] = sum(logged) / len(logged)
+    step = sum(means.values())
+    if step <= 0:
+        return None
+    return TimeBar(
+        step=number(step),
+        shares=[(part, number(mean), 100 * mean / step) for part, mean in means.items()],
     )
 
 

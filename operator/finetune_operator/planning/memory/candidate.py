@@ -43,22 +43,25 @@ class Batch:
 
     tokens: int
     """All of them, with padding."""
-    row: int
-    """Tokens over which attention goes."""
-    masked: bool
-    """Whether attention is given a mask, as it is unless all rows are equally long."""
+    repeats: bool = False
+    """Whether attention gets keys and values repeated for each query head."""
+    mask: int = 0
+    """Entries of the attention mask for each token, which are kept as numbers."""
 
 
 def batch_of(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> Batch:
     """Return what one forward pass of the candidate runs."""
     sequences = candidate.micro_batch_size * (2 if spec.method in PAIRED else 1)
     tokens = sequences * candidate.max_length
-    if spec.training.packing:
-        # TRL puts the packed rows of a micro-batch behind each other.
-        return Batch(tokens, tokens, masked=True)
-    data = preparation.dataset
+    heads, data = preparation.model.heads, preparation.dataset
+    if spec.training.packing and candidate.gpus:
+        # Flex attention has a mask of blocks, too small to count. Transformers repeats for it
+        # unless the heads are a power of two.
+        return Batch(tokens, repeats=heads & (heads - 1) != 0)
     differ = data.mean_tokens < data.max_tokens or spec.method in ONLINE
-    return Batch(tokens, candidate.max_length, masked=sequences > 1 and differ)
+    if spec.training.packing or (sequences > 1 and differ):
+        return Batch(tokens, repeats=True, mask=candidate.max_length)
+    return Batch(tokens)
 
 
 def casts(spec: FineTuneJobSpec, candidate: Candidate) -> bool:

@@ -38,7 +38,7 @@ def saved(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch:
         bytes_saved += _adapter(spec, model, candidate)
     if casts(spec, candidate):
         bytes_saved += (2 if candidate.compile else 8) * model.hidden_size
-    return float(bytes_saved + (_mask(sizes, candidate, batch) if batch.masked else 0))
+    return float(bytes_saved + _mask(sizes, candidate, batch))
 
 
 class _Sizes:
@@ -130,4 +130,5 @@ def _mask(sizes: _Sizes, candidate: Candidate, batch: Batch) -> int:
     """4(Q-K) plus 2 for each token of a row: with a mask SDPA is given keys and values repeated for
     each query head, and turns the mask into numbers to add.
     """
-    return candidate.width * (2 * (sizes.query - sizes.key) + batch.row)
+    repeated = 2 * (sizes.query - sizes.key) if batch.repeats else 0
+    return candidate.width * (repeated + batch.mask)
