@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from bench import gpu_models
+from finetune_api.metrics import SECONDS
 from finetune_api.status import Plan
 from finetune_api.trainer import Result
 from finetune_operator.planning import Inventory, make_plan
@@ -50,7 +52,7 @@ class Case:
     method: str
     adapter: str
     length: int
-    """Tokens of a row, or of each side of a pair."""
+    """Tokens of a row, of each side of a pair, or of a prompt."""
     micro_batch: int
     steps: int = 10
     accumulation: int = 1
@@ -90,40 +92,42 @@ class Case:
     def tokens(self) -> int:
         """Tokens of a step, where rows are of one length."""
         sides = 2 if self.method in {"dpo", "orpo", "reward"} else 1
-        return sides * self.batch * self.length
+        written = self.completion if self.method == "grpo" else 0
+        return sides * self.batch * (self.length + written)
 
 
-def run_ours(case: Case, folder: Path) -> dict[str, Any]:
+def run_ours(case: Case, folder: Path, *options: str) -> dict[str, Any]:
     """Prepare, plan and run as the operator would, and return what was measured."""
     root = folder / "ours" / case.name
+    shutil.rmtree(root, ignore_errors=True)
     (root / "workspace").mkdir(parents=True)
     (root / "output").mkdir()
     model = gpu_models.save(case.model, folder / "sources/pvc/models")
     (root / "workspace/model").symlink_to(model)
     write_data(case, folder)
     config = make_config(**_spec(case))
-    preparation = _command("prepare", config.to_json(), folder, root).preparation
+    preparation = command("prepare", config.to_json(), folder, root).preparation
     if preparation is None:
         raise ValueError("prepare returned no facts")
     plan = make_plan(config.spec, preparation, Inventory())
     body = config.to_json() | {"plan": plan.to_json(), "preparation": preparation.to_json()}
     clock = _clock()
-    result = _command("run", body, folder, root)
-    losses = [
-        row["loss"]
-        for row in map(json.loads, (root / "workspace/metrics.jsonl").read_text().splitlines())
-        if "loss" in row
-    ]
+    result = command("run", body, folder, root, *options)
+    logged = gpu_models.read_rows(root / "workspace/metrics.jsonl")
+    steps = [entry for entry in logged if "loss" in entry]
+    losses = [entry["loss"] for entry in steps]
     shutil.rmtree(root / "output")
     return {
         **clock.measured(case),
         "planned": plan.memory.total,
         "memory": plan.memory.to_json(),
-        "context": plan.memory.context,
+        "preparation": preparation.to_json(),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "verdict": result.stability.verdict if result.stability else "",
         "losses": losses,
+        "parts": {name: value for name, value in steps[-1].items() if name.startswith(SECONDS)},
+        "profile": _read(root / "workspace/profile/operators.txt"),
     }
 
 
@@ -167,7 +171,12 @@ def _spec(case: Case) -> dict[str, Any]:
     return spec
 
 
-def _command(name: str, body: dict[str, Any], folder: Path, root: Path) -> Result:
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def command(name: str, body: dict[str, Any], folder: Path, root: Path, *options: str) -> Result:
+    """Run one of the trainer's commands in this process. Raises RuntimeError when it fails."""
     job, end = root / "job.json", root / "end.json"
     job.write_text(json.dumps(body))
     code = cli.main(
@@ -179,6 +188,7 @@ def _command(name: str, body: dict[str, Any], folder: Path, root: Path) -> Resul
             f"--sources={folder / 'sources'}",
             f"--termination-log={end}",
             "--port=0",
+            *options,
         ]
     )
     result = Result.model_validate_json(end.read_text())
@@ -192,7 +202,7 @@ def run_bare(case: Case, folder: Path) -> dict[str, Any]:
     source = gpu_models.save(case.model, folder / "sources/pvc/models")
     plan = Plan.model_validate_json(json.dumps(_plan_of(folder / "ours" / case.name)))
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.bfloat16, **_quantised(case.adapter)
+        source, dtype=torch.bfloat16, **quantised(case.adapter)
     )
     adapter = LoraConfig(r=case.rank, lora_alpha=_ALPHA, target_modules="all-linear")
     common: dict[str, Any] = {
@@ -211,7 +221,8 @@ def _plan_of(root: Path) -> Any:
     return json.loads((root / "job.json").read_text())["plan"]
 
 
-def _quantised(adapter: str) -> dict[str, Any]:
+def quantised(adapter: str) -> dict[str, Any]:
+    """Return how bare TRL's model is loaded: as ours for qlora."""
     if adapter != "qlora":
         return {}
     wanted = BitsAndBytesConfig(
@@ -279,12 +290,13 @@ class _Clock(TrainerCallback):
             self.ends.append((time.monotonic(), state.num_input_tokens_seen))
 
     def measured(self, case: Case) -> dict[str, Any]:
-        """Return the median seconds of a step of the last half, its tokens, and peak memory."""
+        """Return the median seconds of a step from the third on, tokens/s, and peak memory."""
         steps = [b[0] - a[0] for a, b in zip(self.ends, self.ends[1:], strict=False)]
         seen = [b[1] - a[1] for a, b in zip(self.ends, self.ends[1:], strict=False)]
-        last = len(steps) // 2
-        seconds = sorted(steps[last:])[(len(steps) - last) // 2]
-        rate = sum(seen[last:]) / sum(steps[last:]) if case.packed else case.tokens / seconds
+        # The first compile, or warm caches up.
+        warm = steps[2:]
+        seconds = median(warm)
+        rate = sum(seen[2:]) / sum(warm) if case.packed else case.tokens / seconds
         found = {"seconds": seconds, "tokens_per_second": rate, "steps": steps, "seen": seen}
         if torch.cuda.is_available():
             found["reserved"] = torch.cuda.max_memory_reserved() / 2**30

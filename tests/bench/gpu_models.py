@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -25,7 +25,7 @@ _FAMILIES = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
-    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
 }
 
 
@@ -71,7 +71,7 @@ SHAPES = {
     "Qwen2.5-1.5B": Shape("qwen2", 1536, 8960, 28, 12, 2, 151936),
     "Qwen2.5-7B": Shape("qwen2", 3584, 18944, 28, 28, 4, 152064, tied=False),
     "Qwen3-1.7B": Shape("qwen3", 2048, 6144, 28, 16, 8, 151936, head_dim=128),
-    "gemma-2-2b": Shape("gemma2", 2304, 9216, 26, 8, 4, 256000, head_dim=256),
+    "gemma-3-1b": Shape("gemma3", 1152, 6912, 26, 4, 1, 262144, head_dim=256),
 }
 """By the names of the models whose shapes they are."""
 
@@ -112,11 +112,11 @@ def _row(method: str, index: int, length: int) -> dict[str, Any]:
     if method == "sft":
         draw = random.Random(index)  # noqa: S311 - no secret
         return {"input_ids": draw.choices(range(4, 260), k=length)}
+    if method == "grpo":
+        return {"prompt": f"{index:06} ".ljust(length, "p")}
     prompt = f"{index:06} ".ljust(length // 2, "p")
     answer = length - len(prompt) - 1
     match method:
-        case "grpo":
-            return {"prompt": prompt}
         case "kto":
             return {"prompt": prompt, "completion": "c" * answer, "label": index % 2 == 0}
         case _:

@@ -32,8 +32,10 @@ from unit.trainer.builders import make_config, make_plan, save_tokenizer, write_
 
 CUDA = torch.cuda.is_available()
 LENGTH, DOCUMENTS, STEPS = (4096, 400, 8) if CUDA else (512, 60, 2)
-LIMITS = {"bf16": 0.03, "float32": 0.001}
-"""Relative difference of loss and gradients: sums are made in another order."""
+LIMITS = {"bf16": (0.001, 0.25), "float32": (1e-5, 0.001)}
+"""Relative differences of loss and gradient: sums are made in another order. Compiled layers also
+round at other places than those that run the documents alone: in bf16 only the loss, and documents
+that see each other, tell much; float32 proves that they do not."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,14 @@ def differs(trainer: Any, case: Case) -> bool:
     of_gradient = float((gradient(trainer) - wanted).norm() / wanted.norm())
     step(trainer, mixed, tokens)
     if_mixed = float((gradient(trainer) - wanted).norm() / wanted.norm())
-    limit = LIMITS[case.precision]
+    loss_limit, limit = LIMITS[case.precision]
     print(
-        f"{case}, attention {trainer.attention}: loss {of_loss:.1e}, gradient {of_gradient:.1e}"
-        f" (at most {limit}); gradient if documents saw each other {if_mixed:.1e}",
+        f"{case}, attention {trainer.attention}: loss {of_loss:.1e} (at most {loss_limit}),"
+        f" gradient {of_gradient:.1e} (at most {limit});"
+        f" gradient if documents saw each other {if_mixed:.1e}",
         flush=True,
     )
-    return of_loss > limit or of_gradient > limit or if_mixed < 3 * limit
+    return of_loss > loss_limit or of_gradient > limit or if_mixed < 3 * limit
 
 
 def speed(trainer: Any) -> None:

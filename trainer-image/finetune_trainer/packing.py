@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from trl import pack_dataset
+from trl.data_utils import pack_dataset
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -33,7 +33,7 @@ def check_packs(spec: FineTuneJobSpec, folder: Path) -> None:
     if not spec.training.packing:
         return
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model is None:
         # Of code of its own nothing is known.
         return

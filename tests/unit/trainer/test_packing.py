@@ -117,7 +117,7 @@ def test_a_step_of_packed_rows_is_that_of_its_documents(site: Site, processes: i
 def test_the_held_out_loss_is_that_of_each_token(site: Site) -> None:
     site.write_data(documents(DOCUMENTS + 7))
     model = AutoModelForCausalLM.from_pretrained(site.model)
-    losses = []
+    losses, held_out = [], None
     for packing, processes in ((False, 1), (False, 2), (True, 1), (True, 2)):
         config = job(site, packing=packing, processes=processes, evalFraction=7 / 19)
         held_out = load_rows(site.paths.data, EVAL)

@@ -20,7 +20,7 @@ class ResumableSftTrainer(ResumableTrainer, SFTTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; Trainer would average over micro-batches, however many tokens they have."""
         self._losses: list[torch.Tensor] = []
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         total, tokens = self.accelerator.reduce(torch.stack(self._losses).sum(0)).tolist()
         loss = next(name for name in output.metrics if name.endswith("_loss"))
         output.metrics[loss] = total / max(1, tokens)
@@ -73,6 +73,8 @@ def build(setup: Setup) -> ResumableSftTrainer:
         processing_class=setup.tokenizer,
         peft_config=setup.adapter,
     )
+    # Lists of Python's numbers would be made of each row first.
+    trainer.train_dataset = trainer.train_dataset.with_format("numpy")
     if isinstance(trainer, PackedSftTrainer):
         trainer.data_collator = PackedCollator(length, setup.tokenizer.pad_token_id)
         trainer.attention = attention_for(setup.model, cuda=setup.device.cuda)
