@@ -76,6 +76,14 @@ bench-stability: $(VENV)/.ready ## Measure what the stability rules find and mis
 bench-gpu: $(VENV)/.ready ## On a GPU machine: our trainer beside bare TRL, speed and memory.
 	$(PYTHON) -m bench.gpu
 
+CALIBRATION := $(or $(FINETUNE_CACHE),$(HOME)/.cache/finetune-operator)/calibration.json
+
+.PHONY: calibrate
+calibrate: $(VENV)/.ready ## On a GPU machine: measure peaks of memory, and fit the planner's constants to half of them.
+	mkdir -p $(dir $(CALIBRATION)) && rm -f $(CALIBRATION)
+	-$(PYTHON) -m bench.gpu --suite calibration --ours --output $(CALIBRATION)
+	$(PYTHON) -m bench.calibrate $(CALIBRATION)
+
 LOCK := $(VENV)/bin/uv pip compile pyproject.toml --quiet --no-header --no-emit-index-url --generate-hashes --python-version 3.11
 
 .PHONY: lock

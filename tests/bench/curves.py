@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -112,6 +113,7 @@ def ours(run: Run, folder: Path, steps: int) -> Curve:
     return Curve([entry["loss"] for entry in logged if "loss" in entry], held_out[-1])
 
 
+_IGNORED = -100
 _LORA = {"rank": RANK, "alpha": 2 * RANK}
 
 
@@ -151,7 +153,21 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Curve(losses, trainer.evaluate()["eval_loss"])
+    return Curve(losses, _held_out(trainer))
+
+
+def _held_out(trainer: SFTTrainer) -> float:
+    """Return the mean loss of a held-out token, as ours logs it."""
+    total, tokens = 0.0, 0
+    model: Any = trainer.model
+    model.eval()
+    for batch in trainer.get_eval_dataloader():
+        count = int((batch["labels"][:, 1:] != _IGNORED).sum())
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
+            total += float(loss) * count
+        tokens += count
+    return total / tokens
 
 
 def main() -> int:

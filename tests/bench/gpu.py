@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ SUITES = {
         Case(_3B, "sft", "full", 2048, 4),
     ],
 }
+
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,7 @@ def _write(output: Path | None, rows: list[Row]) -> None:
                 "case": row.case.name,
                 "settings": asdict(row.case),
                 "device": device,
+                "image": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
                 "ours": row.ours,
                 "bare": row.bare,
             }

@@ -73,6 +73,8 @@ class Case:
         parts = [self.model, self.method, self.adapter, f"{self.length}x{self.micro_batch}"]
         parts += [self.precision] if self.precision != "auto" else []
         parts += ["packed"] if self.packed else []
+        parts += [f"rank-{self.rank}"] if self.rank != 16 else []
+        parts += [f"accumulation-{self.accumulation}"] if self.accumulation > 1 else []
         parts += ["eager"] if self.compile == "never" else []
         parts += [f"checkpointing-{self.checkpointing}"] if self.checkpointing != "none" else []
         return "-".join(parts)

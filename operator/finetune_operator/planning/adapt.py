@@ -1,22 +1,17 @@
 """The next smaller plan after an attempt that ran out of memory."""
 
-from typing import Any, Final
+from typing import Any, get_args
 
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
-from finetune_operator.planning.candidates import smallest_micro_batch
+from finetune_operator.planning.candidates import checkpointings, smallest_micro_batch
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, gpu_memory
 from finetune_operator.planning.memory import Candidate, Checkpointing, estimate
 from finetune_operator.planning.planner import first_that_fits
 from finetune_operator.planning.pools import choose, pinned
 from finetune_operator.planning.quantity import from_gib, to_gib
 from finetune_operator.planning.reasons import gpu_name, summarized
-
-_MORE_CHECKPOINTING: Final[dict[Checkpointing, Checkpointing]] = {
-    "none": "selective",
-    "selective": "full",
-}
 
 
 def smaller_plan(
@@ -40,14 +35,21 @@ def smaller_plan(
         }
         words = f"Micro-batch {half} x {accumulation}: out of GPU memory with twice as large ones."
         return _changed(spec, preparation, plan, inventory, change, words)
-    more = _MORE_CHECKPOINTING.get(plan.gradient_checkpointing)
-    if more is not None and spec.training.gradient_checkpointing == "auto":
+    more = _more_checkpointing(spec, plan)
+    if more is not None:
         words = (
             f"Gradient checkpointing {more}: out of GPU memory with {plan.gradient_checkpointing}."
         )
         change = {"gradient_checkpointing": more}
         return _changed(spec, preparation, plan, inventory, change, words)
     return _with_more_gpus(spec, preparation, plan, inventory)
+
+
+def _more_checkpointing(spec: FineTuneJobSpec, plan: Plan) -> Checkpointing | None:
+    every = get_args(Checkpointing)
+    more = every[every.index(plan.gradient_checkpointing) + 1 :]
+    ways = checkpointings(spec, compiled=plan.compile)
+    return next((way for way in ways if way in more), None)
 
 
 def _with_more_host_memory(plan: Plan) -> Plan:

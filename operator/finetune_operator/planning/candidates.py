@@ -1,32 +1,29 @@
 """The ways in which a job could run, cheapest first."""
 
-import math
 from collections.abc import Iterator
 from typing import Final
 
 from finetune_api.spec import SHARDED, FineTuneJobSpec, Kto, Method
 from finetune_api.status import Preparation
+from finetune_operator.planning.compilation import compiles
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
-from finetune_operator.planning.memory import Candidate, Precision, Strategy
+from finetune_operator.planning.memory import Candidate, Checkpointing, Precision, Strategy
 
 LARGEST_MICRO_BATCH: Final = 8
 _LONGEST_DEFAULT: Final = 4096
 _PER_NODE: Final = (1, 2, 4, 8)
 _MORE_NODES: Final = (2, 4)
 
-_COMPILE_FROM_STEPS: Final = 100
-"""Compiling the layers costs 7 to 20 seconds once and gains about a tenth of each step."""
-
 
 def candidates(
     spec: FineTuneJobSpec, preparation: Preparation, inventory: Inventory
 ) -> Iterator[Candidate]:
     """Yield the ways to run on GPUs; PlanInfeasibleError when what is asked for is at odds."""
-    length, compiled = longest_sequence(spec, preparation), compiles(spec, preparation)
-    chosen = spec.training.gradient_checkpointing
+    length, number = longest_sequence(spec, preparation), precision(spec, "bf16")
     for gpus in counts(spec, inventory):
+        compiled = compiles(spec, preparation, gpus, length, number)
         for strategy in _strategies(spec, gpus):
-            for checkpointing in ("none", "full") if chosen == "auto" else (chosen,):
+            for checkpointing in checkpointings(spec, compiled=compiled):
                 for micro_batch in micro_batches(spec, gpus):
                     yield Candidate(
                         gpus=gpus,
@@ -34,9 +31,19 @@ def candidates(
                         micro_batch_size=micro_batch,
                         max_length=length,
                         checkpointing=checkpointing,
-                        precision=precision(spec, "bf16"),
+                        precision=number,
                         compile=compiled,
                     )
+
+
+def checkpointings(spec: FineTuneJobSpec, *, compiled: bool) -> tuple[Checkpointing, ...]:
+    """Return the ways of checkpointing to try, fastest first.
+
+    Selective is for layers that are not compiled: what it gains in compiled ones was not measured.
+    """
+    if spec.training.gradient_checkpointing != "auto":
+        return (spec.training.gradient_checkpointing,)
+    return ("none", "full") if compiled else ("none", "selective", "full")
 
 
 def counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
@@ -132,20 +139,6 @@ def unshardable(spec: FineTuneJobSpec, strategy: Strategy) -> str | None:
 def precision(spec: FineTuneJobSpec, default: Precision) -> Precision:
     """Return the number format of the base model."""
     return default if spec.training.precision == "auto" else spec.training.precision
-
-
-def steps(spec: FineTuneJobSpec, preparation: Preparation) -> int:
-    """Return the optimizer steps of the job."""
-    if spec.training.max_steps is not None:
-        return spec.training.max_steps
-    return math.ceil(spec.training.epochs * preparation.dataset.rows / spec.training.batch_size)
-
-
-def compiles(spec: FineTuneJobSpec, preparation: Preparation) -> bool:
-    """Tell whether decoder layers are compiled."""
-    if spec.training.compile != "auto":
-        return spec.training.compile == "always"
-    return steps(spec, preparation) >= _COMPILE_FROM_STEPS
 
 
 def longest_sequence(spec: FineTuneJobSpec, preparation: Preparation) -> int:

@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
-from finetune_operator.planning.architecture import facts_of_name
+from finetune_operator.planning.architecture import FAMILIES, facts_of_name
 from finetune_operator.planning.calibration import calibration_of
+from finetune_operator.planning.memory.layers import passed_width
 
 _FARTHEST: Final = 4.0
 """Models that take more times the arithmetic of a measured one, or less, are too unlike it."""
@@ -23,11 +24,11 @@ def expected_gpu_hours(spec: FineTuneJobSpec, preparation: Preparation, plan: Pl
     """
     if spec.method is not Method.SFT:
         return None
-    needed = _arithmetic(preparation.model, spec.adapter.type, preparation.dataset.mean_tokens)
+    needed = flops_per_token(preparation.model, spec.adapter.type, preparation.dataset.mean_tokens)
     speeds = {ratio: speed for ratio, speed in _alike(spec, plan, needed) if ratio <= _FARTHEST}
     if not speeds:
         return None
-    return _tokens(spec, preparation, plan) / speeds[min(speeds)] / 3600
+    return training_tokens(spec, preparation, plan.max_length) / speeds[min(speeds)] / 3600
 
 
 def _alike(spec: FineTuneJobSpec, plan: Plan, needed: float) -> Iterator[tuple[float, float]]:
@@ -39,7 +40,7 @@ def _alike(spec: FineTuneJobSpec, plan: Plan, needed: float) -> Iterator[tuple[f
     for run in calibration.runs:
         known = facts_of_name(run["model"])
         if "tokensPerSecond" in run and known is not None and _fits(run, spec, plan):
-            measured = _arithmetic(known[1], run["adapter"], run["length"])
+            measured = flops_per_token(known[1], run["adapter"], run["length"])
             speed = run["tokensPerSecond"] * measured / needed
             yield max(needed / measured, measured / needed), speed
 
@@ -50,22 +51,35 @@ def _fits(run: Mapping[str, Any], spec: FineTuneJobSpec, plan: Plan) -> bool:
         "adapter": spec.adapter.type,
         "checkpointing": plan.gradient_checkpointing,
         "compiled": plan.compile,
-        "casts": False,
     }
     return same.items() <= run.items()
 
 
-def _arithmetic(model: ModelFacts, adapter: str, length: float) -> float:
+def flops_per_token(model: ModelFacts, adapter: str, length: float) -> float:
     """Return the FLOPs of training on one token in a row of a length, attention being causal."""
-    embedding = 0 if model.tied_embeddings else model.vocabulary * model.hidden_size
     per_weight = 6 if adapter == "full" else 4
     attended = model.layers * model.heads * model.head_dim * length
-    return per_weight * (model.parameters - embedding) + 6 * attended
+    return per_weight * multiplied_weights(model) + 6 * attended
 
 
-def _tokens(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> float:
+def multiplied_weights(model: ModelFacts) -> int:
+    """Return the weights that a token is multiplied by; an embedding only looks rows up.
+
+    Of a mixture of experts that are the experts that it passes through.
+    """
+    embedding = model.vocabulary * model.hidden_size
+    family = FAMILIES.get(model.model_type)
+    if family is None or not family.sparse:
+        return model.parameters - (0 if model.tied_embeddings else embedding)
+    attention = 2 * model.hidden_size * model.head_dim * (model.heads + model.kv_heads)
+    feed_forward = 3 * model.hidden_size * passed_width(model)
+    return model.layers * (attention + feed_forward) + embedding
+
+
+def training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
+    """Return the tokens of all steps, with packed rows filled to max_length."""
     training, dataset = spec.training, preparation.dataset
     if training.max_steps is None:
         return training.epochs * dataset.tokens
-    row = plan.max_length if training.packing else dataset.mean_tokens
+    row = max_length if training.packing else min(dataset.mean_tokens, max_length)
     return training.max_steps * training.batch_size * row

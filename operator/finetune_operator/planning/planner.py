@@ -9,8 +9,8 @@ from finetune_operator.planning.candidates import (
     micro_batches,
     nodes_of,
     precision,
-    steps,
 )
+from finetune_operator.planning.compilation import why_compiled
 from finetune_operator.planning.inventory import (
     Inventory,
     PlanInfeasibleError,
@@ -68,7 +68,6 @@ def _gpu_plan(
     memory: Memory,
     limit: float,
 ) -> Plan:
-    compiled = candidate.compile
     per_node = candidate.gpus // nodes
     product = spec.resources.gpu.product
     plan = Plan(
@@ -84,25 +83,19 @@ def _gpu_plan(
         max_length=candidate.max_length,
         precision=candidate.precision,
         gradient_checkpointing=candidate.checkpointing,
-        compile=compiled,
+        compile=candidate.compile,
         cpu=spec.resources.cpu or str(per_node),
         host_memory=spec.resources.memory or from_gib(_host_memory(preparation, per_node)),
         memory=memory,
         reasons=[
             *why(spec, candidate, memory, limit),
             *why_not_packed(spec, preparation, candidate),
-            _why_compiled(spec, preparation, compiled=compiled),
+            why_compiled(
+                spec, preparation, candidate.gpus, candidate.max_length, candidate.precision
+            ),
         ],
     )
     return summarized(plan, spec.adapter.type, gpu_name(spec, limit))
-
-
-def _why_compiled(spec: FineTuneJobSpec, preparation: Preparation, *, compiled: bool) -> str:
-    if spec.training.compile != "auto":
-        return f"Compile {spec.training.compile}: as asked for."
-    pays = "pay" if compiled else "are too few to pay"
-    count = steps(spec, preparation)
-    return f"Compile {'on' if compiled else 'off'}: {count} steps {pays} for compiling."
 
 
 def _host_memory(preparation: Preparation, processes: int) -> float:

@@ -14,7 +14,7 @@ from unit.operator.builders import make_plan_of, make_preparation, make_spec
 H100 = "NVIDIA-H100-80GB-HBM3"
 RUN: dict[str, Any] = {
     "model": "meta-llama/Llama-3.1-8B", "method": "sft", "adapter": "lora", "rank": 16,
-    "length": 200, "microBatch": 2, "checkpointing": "none", "compiled": False, "casts": False,
+    "length": 200, "microBatch": 2, "checkpointing": "none", "compiled": False,
     "tokensPerSecond": 10_000,
 }  # fmt: skip
 EIGHT_B = facts_of_name("meta-llama/Llama-3.1-8B")
@@ -83,7 +83,6 @@ def test_a_larger_model_takes_longer_and_the_nearest_run_counts(
         {"adapter": "full"},
         {"checkpointing": "full"},
         {"compiled": True},
-        {"casts": True},
     ],
 )
 def test_a_run_that_is_unlike_the_job_tells_nothing(
@@ -99,3 +98,23 @@ def test_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hours(monkeypatch, RUN, plan={"gpu_product": None}) is None
     assert hours(monkeypatch, RUN, plan={"gpus": 0}) is None
     assert hours(monkeypatch, RUN, method="dpo") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("mistralai/Mixtral-8x7B-v0.1", 12.9),
+        ("Qwen/Qwen3-30B-A3B", 3.3),
+        ("Qwen/Qwen1.5-MoE-A2.7B", 2.7),
+        ("meta-llama/Llama-3.1-8B", 8.0),
+    ],
+)
+def test_a_token_is_multiplied_by_as_many_weights_as_the_models_makers_say(
+    name: str, billions: float
+) -> None:
+    named = facts_of_name(name)
+    assert named is not None
+    model = named[1]
+    looked_up = model.vocabulary * model.hidden_size
+    found = duration.multiplied_weights(model) + looked_up
+    assert found == pytest.approx(billions * 1e9, rel=0.02)

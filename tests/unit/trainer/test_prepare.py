@@ -351,7 +351,6 @@ def test_methods_mix_datasets_by_weight(site: Site) -> None:
 
 
 BAD_SPECS: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    "float8": (training(precision="float8"), Reason.CONFIG_INVALID, "training.precision is float8"),
     "other job": ({"model": {"source": "job://first"}}, Reason.CONFIG_INVALID, "model.source is job://first, but job.json does not say what that job has made"),
     "unknown extra": (training(extra={"neftune_noise_alhpa": 5}), Reason.CONFIG_INVALID, r"training.extra.neftune_noise_alhpa is no field of TRL's SFTConfig: did you mean neftune_noise_alpha\?"),
     "owned extra of a method": (DPO | training(extra={"beta": 0.5}), Reason.CONFIG_INVALID, "training.extra.beta is set by the spec"),

@@ -19,6 +19,8 @@ class LeanTrainer:
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""
         if "train" not in vars(self.model):
+            # A new adapter's model says that it trains while the model within, as loaded, does not.
+            self.model.train()
             self.model.train = partial(_train, self.model)
             if self.accelerator.distributed_type not in _OWN_WAYS:
                 model.zero_grad = self.optimizer.zero_grad

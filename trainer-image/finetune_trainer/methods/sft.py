@@ -54,17 +54,21 @@ class PackedSftTrainer(PackedTrainer, ResumableSftTrainer):
 def build(setup: Setup) -> ResumableSftTrainer:
     """Return the trainer with its adapter in place."""
     packing, length = setup.spec.training.packing, setup.plan.max_length
+    is_ready = packing or setup.longest <= length
     # Rows are tokenised, labelled and cut by preparation; TRL only cuts them when the plan is for
     # shorter rows.
     arguments = SFTConfig(
         **setup.arguments(),
         max_length=length,
-        dataset_kwargs={"skip_prepare_dataset": packing or setup.longest <= length},
+        dataset_kwargs={"skip_prepare_dataset": is_ready},
     )
     train, held_out = setup.train, setup.held_out
     if packing:
         train = pack(train, length, arguments.packing_strategy)
         held_out = held_out and pack(held_out, length, arguments.packing_strategy)
+    if is_ready:
+        # Else each row becomes lists of Python's numbers first.
+        train = train.with_format("numpy")
     trainer = (PackedSftTrainer if packing else ResumableSftTrainer)(
         model=setup.model,
         args=arguments,
@@ -73,8 +77,6 @@ def build(setup: Setup) -> ResumableSftTrainer:
         processing_class=setup.tokenizer,
         peft_config=setup.adapter,
     )
-    # Lists of Python's numbers would be made of each row first.
-    trainer.train_dataset = trainer.train_dataset.with_format("numpy")
     if isinstance(trainer, PackedSftTrainer):
         trainer.data_collator = PackedCollator(length, setup.tokenizer.pad_token_id)
         trainer.attention = attention_for(setup.model, cuda=setup.device.cuda)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation, Method
 from finetune_api.status import ModelFacts
 from finetune_operator.planning.memory import layers
-from finetune_operator.planning.memory.adapters import adapter_weights, lora_of
-from finetune_operator.planning.memory.candidate import Batch, Candidate, casts
+from finetune_operator.planning.memory.adapters import adapter_copies
+from finetune_operator.planning.memory.candidate import Batch, Candidate
 from finetune_operator.planning.memory.states import States
 
 TILE_TOKENS: Final = 4096
@@ -63,15 +63,10 @@ class _Step:
         self.spec, self.model, self.candidate, self.batch = spec, model, candidate, batch
         self.held = held
         self.full = spec.adapter.type == "full"
-        self.layer = layers.saved(spec, model, candidate, batch) * batch.tokens + self._copies()
+        copies = adapter_copies(spec, model, candidate) / model.layers
+        self.layer = layers.saved(spec, model, candidate, batch) * batch.tokens + copies
         self.kept = self._kept()
         self.saved = model.layers * self.kept
-
-    def _copies(self) -> float:
-        """Autocast's bf16 copies of one layer's float32 adapter."""
-        if self.full or self.candidate.precision == "float32" or self.spec.adapter.type == "qlora":
-            return 0.0
-        return 2 * adapter_weights(lora_of(self.spec), self.model) / self.model.layers
 
     def _kept(self) -> float:
         """Return what is kept of each layer until the backward pass comes to it."""
@@ -129,12 +124,10 @@ class _Step:
         return Moment(self.held.kept_gradients, activations)
 
     def _working(self) -> float:
-        """Return what the backward pass of one layer holds: 4M+2.5H for gradients, or 6M+10.5H when
-        adapters' inputs are cast; with checkpointing also what it computes again.
+        """Return what the backward pass of one layer holds: 4M+2.5H for gradients, and with
+        checkpointing also what it computes again.
         """
-        inner, hidden = self.model.intermediate_size, self.model.hidden_size
-        cast = casts(self.spec, self.candidate)
-        gradients = 6 * inner + 10.5 * hidden if cast else 4 * inner + 2.5 * hidden
+        gradients = 4 * self.model.intermediate_size + 2.5 * self.model.hidden_size
         again = 0.0 if self.candidate.checkpointing == "none" else self.layer
         return again + self.candidate.width / 2 * gradients * self.batch.tokens
 
@@ -150,14 +143,22 @@ class _Step:
             # Logits in bf16 and float32, their logarithmic softmax and its gradient, once for the
             # likelihood of the chosen and once for the odds of both.
             return 18.0 * tokens * vocabulary + self._head_gradient(2)
-        rows = min(tokens, TILE_TOKENS)
         if self.candidate.gpus == 0:
             # Without Triton each tile goes through about seven copies in float32.
-            tile = rows * (4.0 * TILE_COLUMNS + 29 * min(vocabulary, TILE_COLUMNS))
+            scored, width = tokens, 4.0 * TILE_COLUMNS + 29 * min(vocabulary, TILE_COLUMNS)
         else:
-            tile = 2.0 * rows * TILE_COLUMNS
-        # The gradient of the hidden states in float32 and bf16, that of the weights in float32.
-        return max(norm, tile + 6.0 * hidden * tokens + self._head_gradient(4))
+            scored, width = self._scored(), 2.0 * TILE_COLUMNS
+        tile = min(scored, TILE_TOKENS) * width
+        # Gradients of hidden states and weights are made in float32, and then turned into bf16.
+        both = 6 if self.candidate.width == 2 else 4
+        return max(norm, tile + 6.0 * hidden * scored + self._head_gradient(both))
+
+    def _scored(self) -> int:
+        """Return the tokens whose likelihood is computed: all, or those that the model wrote."""
+        if self.spec.method not in ONLINE:
+            return self.batch.tokens
+        written = (self.spec.generation or Generation()).max_completion_length
+        return self.candidate.micro_batch_size * min(written, self.candidate.max_length)
 
     def _head_gradient(self, width: int) -> float:
         """Return the gradient of the output head, where it is trained."""

@@ -2,6 +2,7 @@
 
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_api.status import ModelFacts
+from finetune_operator.planning.memory.candidate import Candidate
 
 
 def lora_of(spec: FineTuneJobSpec) -> Lora:
@@ -38,3 +39,10 @@ def adapter_weights(lora: Lora, model: ModelFacts) -> int:
     each = sum(lora.rank * (inputs + outputs) for inputs, outputs in pairs)
     magnitudes = sum(outputs for _, outputs in pairs) if lora.dora else 0
     return model.layers * (each + magnitudes)
+
+
+def adapter_copies(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
+    """Return the bytes of autocast's bf16 copies of a float32 adapter."""
+    if spec.adapter.type != "lora" or candidate.precision == "float32":
+        return 0
+    return 2 * adapter_weights(lora_of(spec), model)

@@ -64,14 +64,6 @@ def batch_of(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candida
     return Batch(tokens)
 
 
-def casts(spec: FineTuneJobSpec, candidate: Candidate) -> bool:
-    """Tell whether PEFT casts each input of an adapter to the adapter's float32.
-
-    The trainer prevents it, but for methods that write completions: they do so without autocast.
-    """
-    return spec.method in ONLINE and spec.adapter.type == "lora" and candidate.precision == "bf16"
-
-
 def accumulates(spec: FineTuneJobSpec, candidate: Candidate) -> bool:
     """Tell whether gradients are kept from one forward pass to the next."""
     return spec.training.batch_size > max(1, candidate.gpus) * candidate.micro_batch_size

@@ -10,7 +10,7 @@ from typing import Final
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ModelFacts
 from finetune_operator.planning.memory.adapters import adapted, lora_of
-from finetune_operator.planning.memory.candidate import Batch, Candidate, casts
+from finetune_operator.planning.memory.candidate import Batch, Candidate
 
 _EXPERTS: Final = {"mixtral": 2, "qwen2_moe": 2}
 """Feed-forward blocks of intermediate_size that a token passes through, where it is not one."""
@@ -36,9 +36,12 @@ def saved(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch:
     bytes_saved += 4 * model.heads + 8
     if spec.adapter.type != "full":
         bytes_saved += _adapter(spec, model, candidate)
-    if casts(spec, candidate):
-        bytes_saved += (2 if candidate.compile else 8) * model.hidden_size
     return float(bytes_saved + _mask(sizes, candidate, batch))
+
+
+def passed_width(model: ModelFacts) -> int:
+    """Return the feed-forward width that a token passes through: that of all its experts."""
+    return model.intermediate_size * _EXPERTS.get(model.model_type, 1)
 
 
 class _Sizes:
@@ -48,7 +51,7 @@ class _Sizes:
         self.hidden = model.hidden_size
         self.query = model.heads * model.head_dim
         self.key = model.kv_heads * model.head_dim
-        self.inner = model.intermediate_size * _EXPERTS.get(model.model_type, 1)
+        self.inner = passed_width(model)
 
 
 def _eager(spec: FineTuneJobSpec, sizes: _Sizes) -> int:

@@ -2,7 +2,8 @@
 
 from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation
 from finetune_api.status import ModelFacts, Preparation
-from finetune_operator.planning.memory.candidate import Candidate, casts
+from finetune_operator.planning.memory.adapters import adapter_copies
+from finetune_operator.planning.memory.candidate import Candidate
 
 
 def generation(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> float:
@@ -21,18 +22,16 @@ def generation(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candi
     prefill = sequences * prompt * (token + _running(spec, model, candidate))
     decoding = sequences * candidate.max_length * token * (1 + 1 / model.layers)
     # Logits in float32, scaled, and their softmax.
-    return max(prefill, decoding) + 12.0 * sequences * model.vocabulary
+    logits = 12.0 * sequences * model.vocabulary
+    return max(prefill, decoding) + logits + adapter_copies(spec, model, candidate)
 
 
 def _running(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
-    """Return the bytes per token that a layer holds while it runs: 8M+4H; 10M+4H with an adapter
-    whose output is scaled and added, and 12M+12H where that is done in float32.
+    """Return the bytes per token that a layer holds while it runs: 8M+4H, and 10M+4H with an
+    adapter, whose output is scaled and added.
     """
-    inner, hidden = model.intermediate_size, model.hidden_size
-    if casts(spec, candidate):
-        return 12 * inner + 12 * hidden
     tensors = 4 if spec.adapter.type == "full" else 5
-    return candidate.width * (tensors * inner + 2 * hidden)
+    return candidate.width * (tensors * model.intermediate_size + 2 * model.hidden_size)
 
 
 def kv_bytes(model: ModelFacts, width: int = 2) -> int:

@@ -1,0 +1,94 @@
+"""Whether compiling the decoder layers pays."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Preparation
+from finetune_operator.planning.duration import flops_per_token, training_tokens
+from finetune_operator.planning.memory import Precision
+from finetune_operator.planning.products import PRODUCTS
+
+_SECONDS_OF_A_LAYER: Final = 15 / 32
+"""By the first step of Llama-3.1-8B on an H100."""
+
+_SAVED: Final[dict[Precision, float]] = {"bf16": 0.08, "float32": 0.08, "float8": 0.25}
+"""Share of a step: measured there with LoRA in rows of 4096 tokens, but for float32."""
+
+_REACHED: Final = 0.4
+"""Share of a GPU's peak that training comes to."""
+
+_UNKNOWN: Final = "NVIDIA-H100-80GB-HBM3"
+"""Taken for a GPU that is not known: few are faster, so that compiling is not chosen too early."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What compiling costs and saves."""
+
+    cost: float
+    """Seconds that it takes at the start."""
+    training: float
+    """Seconds of training without it."""
+    share: float
+    """Of a step that it saves."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves more than it costs."""
+        return self.share * self.training > self.cost
+
+
+def compilation(
+    spec: FineTuneJobSpec, preparation: Preparation, gpus: int, max_length: int, number: Precision
+) -> Compilation:
+    """Estimate what compiling comes to on so many GPUs, with weights in a number format.
+
+    Training takes its arithmetic at the speed that the GPUs reach. Padding, a second sequence in
+    each row, reference models and writing completions are left out: they only add to the training.
+    """
+    product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[_UNKNOWN])
+    # GPUs without bf16 train in float32 only, which is slower still.
+    peak = 1e12 * (product.teraflops or PRODUCTS[_UNKNOWN].teraflops or 0)
+    arithmetic = training_tokens(spec, preparation, max_length) * flops_per_token(
+        preparation.model, spec.adapter.type, preparation.dataset.mean_tokens
+    )
+    return Compilation(
+        cost=_SECONDS_OF_A_LAYER * preparation.model.layers,
+        training=arithmetic / (gpus * _REACHED * peak),
+        share=_SAVED[number],
+    )
+
+
+def compiles(
+    spec: FineTuneJobSpec, preparation: Preparation, gpus: int, max_length: int, number: Precision
+) -> bool:
+    """Tell whether decoder layers are compiled."""
+    if spec.training.compile != "auto":
+        return spec.training.compile == "always"
+    return compilation(spec, preparation, gpus, max_length, number).pays
+
+
+def why_compiled(
+    spec: FineTuneJobSpec, preparation: Preparation, gpus: int, max_length: int, number: Precision
+) -> str:
+    """Return what decided for compiling or against it."""
+    if spec.training.compile != "auto":
+        return f"Compile {spec.training.compile}: as asked for."
+    found = compilation(spec, preparation, gpus, max_length, number)
+    sums = (
+        f"about {_in_words(found.training)} of training, {found.share:.0%} of it saved, against"
+        f" {_in_words(found.cost)} to compile"
+    )
+    if found.pays:
+        return f"Compile on: {sums}."
+    slower = "; without it quantising to float8 is not fused" if number == "float8" else ""
+    return f"Compile off: {sums}{slower}."
+
+
+def _in_words(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
