@@ -68,6 +68,8 @@ def write_sources(folder: Path) -> None:
     write_rows(folder / "pairs.jsonl", [pair] * 20)
     write_rows(folder / "preferences.jsonl", preference_rows(64))
     write_rows(folder / "labels.jsonl", label_rows(64))
+    answers = [{"prompt": f"Word {n}:", "completion": "a" * 12} for n in range(40)]
+    write_rows(folder / "answers.jsonl", answers)
     write_rows(folder / "prompts.jsonl", [{"prompt": f"Say {n}."} for n in range(64)])
     write_rows(folder / "turns-bad.jsonl", turning_rows(1200, bad=range(640, 960)))
     (folder / "empty.jsonl").write_text("")

@@ -94,13 +94,17 @@ class Site:
 
     def losses(self, *names: str) -> dict[str, list[tuple[int, float]]]:
         """Return step and loss of every logged training step, from the jobs' artifacts."""
+        return {
+            name: [(row["step"], row["loss"]) for row in rows if "loss" in row]
+            for name, rows in self.logged(*names).items()
+        }
+
+    def logged(self, *names: str) -> dict[str, list[dict[str, Any]]]:
+        """Return all that was logged, from the jobs' artifacts."""
         script = "; ".join(f"cat /claim/{name}/metrics.jsonl; echo ---" for name in names)
         text = install.read_claim(self.kubectl, MODELS, self.images["trainer"], script)
-        found = {}
-        for name, block in zip(names, text.split("---\n"), strict=False):
-            rows = [json.loads(line) for line in block.splitlines()]
-            found[name] = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-        return found
+        blocks = zip(names, text.split("---\n"), strict=False)
+        return {name: [json.loads(line) for line in block.splitlines()] for name, block in blocks}
 
     def kill_container(self, pod: str, namespace: str) -> None:
         """SIGKILL all processes of a pod's containers, as the kernel does when memory runs out."""

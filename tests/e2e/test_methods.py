@@ -14,6 +14,19 @@ TRAINING = {"maxSteps": 4, "batchSize": 8, "learningRate": 0.001}
 REWARD = {"name": "length", "builtin": "length"}
 GENERATION = {"groupSize": 4, "maxCompletionLength": 8}
 
+LEARNED = {"maxSteps": 30, "batchSize": 16, "learningRate": 0.01, "warmupRatio": 0}
+SAMPLED = {"groupSize": 8, "maxCompletionLength": 12}
+VOWELS = """
+def vowels(completions, **kwargs):
+    return [sum(text.count(v) for v in "aeiou") / max(len(text), 1) for text in completions]
+"""
+FUNCTIONS = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "rewards"},
+    "data": {"rewards.py": VOWELS},
+}
+
 
 def data(name: str, **fields: Any) -> dict[str, Any]:
     """Return a dataset of the sources' claim."""
@@ -32,13 +45,28 @@ METHODS: dict[str, dict[str, Any]] = {
     "m-reward-lora": {"method": "reward", "dataset": data("preferences", evalFraction=0.2)},
     "m-grpo-qlora": {
         "method": "grpo",
-        "dataset": data("prompts"),
+        "dataset": data("prompts", evalFraction=0.2),
         "adapter": {"type": "qlora"},
-        "rewards": [REWARD],
-        "generation": GENERATION,
+        "rewards": [{"name": "vowels", "function": "configmap://rewards/rewards.py:vowels"}],
+        "generation": SAMPLED,
     },
-    "m-ebft-lora": {"method": "ebft", "dataset": data("chats"), "generation": GENERATION},
+    "m-ebft-lora": {
+        "method": "ebft",
+        "dataset": data("answers", evalFraction=0.2),
+        "generation": SAMPLED,
+    },
 }
+
+IMPROVES = {
+    "m-sft-full": ("eval_loss", -1.0),
+    "m-dpo-lora": ("eval_rewards/margins", 1.0),
+    "m-kto-lora": ("eval_loss", -0.05),
+    "m-orpo-full": ("eval_loss", -1.0),
+    "m-reward-lora": ("eval_accuracy", 0.3),
+    "m-grpo-qlora": ("eval_reward", 0.2),
+    "m-ebft-lora": ("eval_ebft/alignment", 0.1),
+}
+"""What is measured on held-out rows, and by how much it changes at least."""
 
 LOAD = """
 import glob, sys
@@ -63,7 +91,8 @@ for name in sys.argv[1:]:
 def trained(site: Site) -> dict[str, dict[str, Any]]:
     """Status of one job for each method; applied at once, two of them train at a time."""
     site.kubectl.apply(
-        *(make_job(name, **{"training": TRAINING, **spec}) for name, spec in METHODS.items())
+        FUNCTIONS,
+        *(make_job(name, **{"training": LEARNED, **spec}) for name, spec in METHODS.items()),
     )
     return {name: site.finish(name, 600)["status"] for name in METHODS}
 
@@ -72,7 +101,7 @@ def trained(site: Site) -> dict[str, dict[str, Any]]:
 def test_method_ends_with_a_model(trained: dict[str, dict[str, Any]], name: str) -> None:
     status = trained[name]
     assert status["phase"] == "Succeeded", status
-    assert status["progress"]["steps"] == "4/4"
+    assert status["progress"]["steps"] == "30/30"
     assert status["artifact"]["uri"] == f"pvc://{MODELS}/{name}"
     assert status["stability"]["verdict"] in {"Stable", "Warning"}
 
@@ -81,6 +110,14 @@ def test_models_load(site: Site, trained: dict[str, dict[str, Any]]) -> None:
     script = f"python3 -c '{LOAD}' {' '.join(trained)}"
     said = install.read_claim(site.kubectl, MODELS, site.images["trainer"], script)
     assert said.splitlines() == [f"{name} loads" for name in trained]
+
+
+def test_models_have_learned(site: Site, trained: dict[str, dict[str, Any]]) -> None:
+    logged = site.logged(*trained)
+    for name, (metric, change) in IMPROVES.items():
+        values = [entry[metric] for entry in logged[name] if metric in entry]
+        moved = values[-1] - values[0]
+        assert moved / change >= 1, (name, metric, values)
 
 
 def test_three_chained_jobs_in_any_order(site: Site) -> None:
