@@ -8,15 +8,16 @@ Usage: PYTHONPATH=tests python -m bench.gpu [--suite fast] [--only TEXT] [--tiny
 """
 
 import argparse
-import gc
 import json
-import logging
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_cases import Case, run_bare, run_ours
+from bench.gpu_cases import Case, measured, run_bare, run_ours
 from finetune_api import names
 
 _8B, _7B, _3B, _1B = "Llama-3.1-8B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.2-1B"
@@ -143,7 +144,7 @@ def main() -> int:
     if options.tiny:
         os.environ[names.DEVICE_ENV] = "cpu"
     rows = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, Workers.start() as workers:
         folder = Path(name)
         last = ""
         for case in _chosen(options):
@@ -153,7 +154,7 @@ def main() -> int:
             if last not in {"", case.model}:
                 shutil.rmtree(folder / "sources/pvc/models" / last, ignore_errors=True)
             last = case.model
-            rows.append(_best([_pair(case, folder, options) for _ in range(options.repeat)]))
+            rows.append(_best([workers.run(case, folder, options) for _ in range(options.repeat)]))
             bare = rows[-1].bare
             spent = f"{time.monotonic() - started:.0f} s"
             print(" | ".join([*rows[-1].cells, str(bare.get("error", "")), spent]), flush=True)
@@ -163,11 +164,31 @@ def main() -> int:
     return 1 if any("error" in row.ours for row in rows) else 0
 
 
-def _pair(case: Case, folder: Path, options: argparse.Namespace) -> Row:
-    """Run ours, then bare TRL."""
-    ours = _measured(run_ours, case, folder, *(["--profile"] if options.profile else []))
-    skips = case.bare is None or options.ours
-    return Row(case, ours, {} if skips else _measured(run_bare, case, folder))
+@dataclass(frozen=True)
+class Workers:
+    """One process for ours and one for bare TRL: Liger replaces Transformers' own functions."""
+
+    ours: Executor
+    bare: Executor
+
+    @classmethod
+    @contextmanager
+    def start(cls) -> Iterator["Workers"]:
+        """Have both, until the context ends."""
+        spawn = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(1, mp_context=spawn) as ours,
+            ProcessPoolExecutor(1, mp_context=spawn) as bare,
+        ):
+            yield cls(ours, bare)
+
+    def run(self, case: Case, folder: Path, options: argparse.Namespace) -> Row:
+        """Run ours, then bare TRL."""
+        flags = ["--profile"] if options.profile else []
+        ours = self.ours.submit(measured, run_ours, case, folder, *flags).result()
+        if case.bare is None or options.ours:
+            return Row(case, ours, {})
+        return Row(case, ours, self.bare.submit(measured, run_bare, case, folder).result())
 
 
 def _best(rows: list[Row]) -> Row:
@@ -220,24 +241,9 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call with an empty GPU. Not in a process of its own: what is imported may hold the GPU."""
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        return function(*arguments)
-    except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
-        return {"error": f"{type(error).__name__}: {error}"}
-
-
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 if __name__ == "__main__":
-    # Transformers says much of what all cases have in common.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     sys.exit(main())

@@ -1,10 +1,13 @@
 """One case of the GPU benchmark, by our trainer and by bare TRL."""
 # ruff: noqa: ARG002 - the signatures are those of TrainerCallback
 
+import gc
 import json
+import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -96,6 +99,23 @@ class Case:
         sides = 2 if self.method in {"dpo", "orpo", "reward"} else 1
         written = self.completion if self.method == "grpo" else 0
         return sides * self.batch * (self.length + written)
+
+
+def measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call with an empty GPU, and leave it so."""
+    # Transformers says much of what all cases have in common.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def run_ours(case: Case, folder: Path, *options: str) -> dict[str, Any]:
