@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from finetune_api.failures import Reason
+from finetune_api.trainer import JobFailure
 from finetune_trainer.logs import fields
+from finetune_trainer.model import decoder_layers
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +100,17 @@ def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def convert(model: Any) -> None:
-    """Replace the frozen linear layers of all decoder layers, on the device that they are on."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layers = base.get_decoder().layers
+    """Replace the frozen linear layers of all decoder layers, on the device that they are on.
+
+    Raises JobFailure when the model does not name its layers.
+    """
+    layers = decoder_layers(model)
+    if layers is None:
+        raise JobFailure(
+            Reason.MODEL_UNSUPPORTED,
+            "training.precision is float8, but the model does not say which are its layers: use "
+            "bf16.",
+        )
     odd = []
     for owner in list(layers.modules()):
         for name, child in list(owner.named_children()):

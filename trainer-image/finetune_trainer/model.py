@@ -39,6 +39,13 @@ def load_whole(
     return model
 
 
+def decoder_layers(model: Any) -> torch.nn.ModuleList | None:
+    """Return the layers of a model, with or without an adapter; None when it does not name them."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers: torch.nn.ModuleList | None = getattr(base.get_decoder(), "layers", None)
+    return layers
+
+
 def _quantization(spec: FineTuneJobSpec, device: Device) -> BitsAndBytesConfig:
     wanted = spec.adapter.quantization or Quantization()
     if wanted.bits == 8:

@@ -1,9 +1,11 @@
 """What every method's trainer is put together from."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,7 +20,10 @@ from finetune_api.trainer import TrainerConfig
 from finetune_trainer import distributed, float8
 from finetune_trainer.adapter import lora_config
 from finetune_trainer.device import Device
+from finetune_trainer.model import decoder_layers
 from finetune_trainer.paths import Paths
+
+log = logging.getLogger(__name__)
 
 _ADAPTER_RATES: Mapping[Method, float] = {
     Method.SFT: 2e-4,
@@ -136,6 +141,11 @@ def _keep_activations(model: Any) -> None:
 
 def _compile_layers(model: Any) -> None:
     """Compile each decoder layer: compiling the whole model takes minutes."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for layer in base.get_decoder().layers:
+    layers = decoder_layers(model)
+    if layers is None:
+        log.warning("layers are not compiled: the model does not say which they are")
+        return
+    # What the compiler cannot take runs as it is, and torch warns.
+    torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - it is documented so
+    for layer in layers:
         layer.compile()
