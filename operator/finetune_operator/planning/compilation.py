@@ -13,7 +13,7 @@ _SECONDS_OF_A_LAYER: Final = 15 / 32
 """By the first step of Llama-3.1-8B on an H100."""
 
 _SAVED: Final[dict[Precision, float]] = {"bf16": 0.08, "float32": 0.08, "float8": 0.25}
-"""Share of a step. bf16: measured there with LoRA, in rows of 4096 tokens. For float32 and float8 it
+"""Share of a step. bf16: measured there with LoRA, in rows of 4096 tokens. Of float32 and float8 it
 is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
 
 _REACHED: Final = 0.4
