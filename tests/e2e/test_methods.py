@@ -34,7 +34,7 @@ def data(name: str, **fields: Any) -> dict[str, Any]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "m-sft-full": {"adapter": {"type": "full"}},
+    "m-sft-qlora": {"adapter": {"type": "qlora"}},
     "m-dpo-lora": {"method": "dpo", "dataset": data("preferences", evalFraction=0.2)},
     "m-kto-lora": {"method": "kto", "dataset": data("labels", evalFraction=0.2)},
     "m-orpo-full": {
@@ -43,28 +43,30 @@ METHODS: dict[str, dict[str, Any]] = {
         "adapter": {"type": "full"},
     },
     "m-reward-lora": {"method": "reward", "dataset": data("preferences", evalFraction=0.2)},
-    "m-grpo-qlora": {
+    "m-grpo-full": {
         "method": "grpo",
         "dataset": data("prompts", evalFraction=0.2),
-        "adapter": {"type": "qlora"},
+        "adapter": {"type": "full"},
         "rewards": [{"name": "vowels", "function": "configmap://rewards/rewards.py:vowels"}],
         "generation": SAMPLED,
     },
-    "m-ebft-lora": {
+    "m-ebft-full": {
         "method": "ebft",
+        "adapter": {"type": "full"},
+        "ebft": {"pooling": "completion_mean", "featureLayers": [0.5, 1.0]},
         "dataset": data("answers", evalFraction=0.2),
         "generation": SAMPLED,
     },
 }
 
 IMPROVES = {
-    "m-sft-full": ("eval_loss", -1.0),
+    "m-sft-qlora": ("eval_loss", -0.5),
     "m-dpo-lora": ("eval_rewards/margins", 0.2),
-    "m-kto-lora": ("eval_loss", -0.02),
+    "m-kto-lora": ("eval_loss", -0.01),
     "m-orpo-full": ("eval_loss", -0.5),
     "m-reward-lora": ("eval_loss", -0.2),
-    "m-grpo-qlora": ("eval_reward", 0.1),
-    "m-ebft-lora": ("eval_ebft/alignment", 0.05),
+    "m-grpo-full": ("eval_reward", 0.1),
+    "m-ebft-full": ("eval_ebft/alignment", 0.05),
 }
 """What is measured on held-out rows, and by how much it changes at least."""
 
