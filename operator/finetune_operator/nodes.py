@@ -31,7 +31,7 @@ class Nodes:
         self._nodes.pop(body["metadata"]["name"], None)
 
     async def refresh(self) -> None:
-        """Make them what a list says; ApiError when there is no answer."""
+        """Make them what a list says; without an answer they stay as they were."""
         if not self.known:
             return
         missing = set(self._nodes)
@@ -41,11 +41,16 @@ class Nodes:
                     self.put(body)
                     missing.discard(body["metadata"]["name"])
         except ApiError as error:
-            if error.code != 403:
-                raise
-            self.known = False
-            self._nodes.clear()
-            logger.info("plans do without nodes", extra={"error": str(error)})
+            if error.code == 403:
+                self.known = False
+                self._nodes.clear()
+                logger.warning(
+                    "plans do without nodes until the operator starts again",
+                    extra={"error": str(error)},
+                )
+            else:
+                # Jobs do not wait for them.
+                logger.warning("nodes could not be listed", extra={"error": str(error)})
             return
         for name in missing:
             self._nodes.pop(name, None)

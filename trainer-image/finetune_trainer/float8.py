@@ -102,17 +102,10 @@ def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
 def convert(model: Any) -> None:
     """Replace the frozen linear layers of all decoder layers, on the device that they are on.
 
-    Raises JobFailure when the model does not name its layers.
+    Raises JobFailure when there are none.
     """
-    layers = decoder_layers(model)
-    if layers is None:
-        raise JobFailure(
-            Reason.MODEL_UNSUPPORTED,
-            "training.precision is float8, but the model does not say which are its layers: use "
-            "bf16.",
-        )
-    odd = []
-    for owner in list(layers.modules()):
+    odd, count = [], 0
+    for owner in list((decoder_layers(model) or nn.Module()).modules()):
         for name, child in list(owner.named_children()):
             if type(child) is not nn.Linear or child.weight.requires_grad:
                 continue
@@ -120,6 +113,13 @@ def convert(model: Any) -> None:
                 odd.append(f"{name} {child.in_features} x {child.out_features}")
                 continue
             setattr(owner, name, Float8Linear(child))
+            count += 1
+    if not count:
+        raise JobFailure(
+            Reason.MODEL_UNSUPPORTED,
+            "training.precision is float8, but the model has no linear layers whose widths are "
+            f"multiples of {_MULTIPLE} among its decoder layers: use bf16.",
+        )
     if odd:
         log.warning(
             "layers stay in bf16: float8 takes widths that are multiples of 16",

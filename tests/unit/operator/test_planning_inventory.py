@@ -360,6 +360,5 @@ async def test_an_api_server_that_is_away_leaves_what_is_known() -> None:
     nodes = watched(api)
     await nodes.refresh()
     api.code = 503
-    with pytest.raises(ApiError):
-        await nodes.refresh()
+    await nodes.refresh()
     assert names_of(nodes) == [L4]

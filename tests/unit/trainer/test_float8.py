@@ -1,11 +1,13 @@
 """A frozen base in float8: near bf16 in what it computes and learns, saved as the base is."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from finetune_api.trainer import JobFailure
 from finetune_trainer import float8
 from unit.trainer.builders import make_plan
 from unit.trainer.conftest import Site
@@ -51,6 +53,13 @@ def test_rows_of_zeros_stay_zeros() -> None:
     output = quantised(torch.zeros(3, 64, dtype=torch.bfloat16))
     assert quantised.bias is not None
     assert torch.equal(output, quantised.bias.expand(3, -1))
+
+
+def test_a_model_without_fitting_layers_is_refused() -> None:
+    odd = nn.ModuleList([nn.Linear(10, 10).requires_grad_(False)])
+    model = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=odd))
+    with pytest.raises(JobFailure, match="no linear layers whose widths are multiples of 16"):
+        float8.convert(model)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
