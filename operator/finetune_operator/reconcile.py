@@ -146,9 +146,11 @@ class Reconciler:
 
     async def _execute(self, key: Key, body: dict[str, Any], job: Job, decision: Decision) -> bool:
         """Carry out what is left of a decision: pods, then the one status write, then events."""
+        # What they measured is in those that are about to go.
+        pods = self._pods(job)
         for pod in decision.delete:
             await self._delete_pod(pod)
-        changed = await self._write_status(body, job, decision.status)
+        changed = await self._write_status(body, job, decision.status, pods)
         for event in decision.events:
             await self._emit(key, job, event)
         follow = decision.follow
@@ -233,12 +235,11 @@ class Reconciler:
                 logger.warning("an Event was not created", extra=fields)
 
     async def _write_status(
-        self, body: dict[str, Any], job: Job, status: FineTuneJobStatus
+        self, body: dict[str, Any], job: Job, status: FineTuneJobStatus, pods: list[Pod]
     ) -> bool:
         """Write the status if it changed; return whether it did."""
         if status == job.status:
             return False
-        pods = self._pods(job)
         status = accounted(job, status, pods, now=self._clock(), prices=self._prices)
         patch = merge_patch(body.get("status") or {}, status.to_json())
         # What was decided for one version is not written over another: an edit would be lost, and
