@@ -1,5 +1,6 @@
 """Model FLOPs utilisation: what training the model takes, against what the GPUs could do."""
 
+from finetune_api import flops
 from finetune_api.spec import Method
 from finetune_api.trainer import TrainerConfig
 
@@ -31,32 +32,19 @@ def peak_flops(device: str) -> float | None:
 
 
 def flops_per_token(config: TrainerConfig) -> float | None:
-    """Return the FLOPs that training on one token takes; None before preparation.
+    """Return the FLOPs of training on one token of a mean row; None before preparation.
 
-    For N weights in matrix products (an embedding only looks rows up) and causal attention:
-
-        full:         6 N + 6 layers heads head_dim tokens
-        lora, qlora:  4 N + 6 layers heads head_dim tokens
-
-    6 per weight: 2 forward, 2 backward for activations, 2 backward for weights (arXiv 2001.08361,
-    section 2.1). Frozen weights have no gradient: 4, whether they are quantised or not. Attention
-    has no weights: 4 forward for each pair of tokens and each dimension of each head, twice as many
-    backward (arXiv 2204.02311, appendix B), and a token sees half of its row in the mean. `tokens`
-    is the data's mean row.
-
-    Left out: recomputed activations, for they are the plan's and not the model's; the adapter's own
-    weights, passes of a reference model, and sampling, so that the utilisation of dpo, kto, grpo
-    and ebft is that of the training alone. Of a mixture of experts all experts are counted.
+    The utilisation of dpo, kto, grpo and ebft is that of the training alone, without reference
+    models and sampling. Of a mixture of experts all experts are counted.
     """
     if config.preparation is None:
         return None
     model = config.preparation.model
-    is_full = config.spec.adapter.type == "full"
+    # An embedding only looks rows up, and a reward model has no output head.
     unused = (not model.tied_embeddings) + (config.spec.method is Method.REWARD)
     multiplied = model.parameters - unused * model.vocabulary * model.hidden_size
-    dimensions = model.layers * model.heads * model.head_dim
-    attended = dimensions * config.preparation.dataset.mean_tokens
-    return (6 if is_full else 4) * multiplied + 6 * attended
+    length = config.preparation.dataset.mean_tokens
+    return flops.flops_per_token(model, multiplied, length, full=config.spec.adapter.type == "full")
 
 
 def flops_budget(config: TrainerConfig, device: str) -> float | None:

@@ -77,8 +77,9 @@ def why_compiled(
     if spec.training.compile != "auto":
         return f"Compile {spec.training.compile}: as asked for."
     found = compilation(spec, preparation, gpus, max_length, number)
+    saved = "saved" if number == "bf16" else "assumed to be saved"
     sums = (
-        f"about {_in_words(found.training)} of training, {found.share:.0%} of it saved, against"
+        f"about {_in_words(found.training)} of training, {found.share:.0%} of it {saved}, against"
         f" {_in_words(found.cost)} to compile"
     )
     if found.pays:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from finetune_api import flops
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
 from finetune_operator.planning.architecture import FAMILIES, facts_of_name
@@ -56,10 +57,8 @@ def _fits(run: Mapping[str, Any], spec: FineTuneJobSpec, plan: Plan) -> bool:
 
 
 def flops_per_token(model: ModelFacts, adapter: str, length: float) -> float:
-    """Return the FLOPs of training on one token in a row of a length, attention being causal."""
-    per_weight = 6 if adapter == "full" else 4
-    attended = model.layers * model.heads * model.head_dim * length
-    return per_weight * multiplied_weights(model) + 6 * attended
+    """Return the FLOPs of training on one token in a row of a length."""
+    return flops.flops_per_token(model, multiplied_weights(model), length, full=adapter == "full")
 
 
 def multiplied_weights(model: ModelFacts) -> int:

@@ -52,6 +52,18 @@ def _step(clock: StepClock, times: _Times) -> None:
     clock.end_step()
 
 
+_SPLIT = {
+    "seconds/data": 1,
+    "seconds/forward": 4,
+    "seconds/backward": 8,
+    "seconds/sync": 0,
+    "seconds/optimizer": 8,
+    "seconds/logging": 0,
+    "seconds/other": 0,
+}
+"""What `_step` takes."""
+
+
 def test_every_second_of_a_step_is_in_one_part(times: _Times) -> None:
     clock = StepClock()
     _step(clock, times)
@@ -60,15 +72,7 @@ def test_every_second_of_a_step_is_in_one_part(times: _Times) -> None:
         times.now += 16
         clock.enter("other")
         _step(clock, times)
-    assert clock.take() == {
-        "seconds/data": 1,
-        "seconds/forward": 4,
-        "seconds/backward": 8,
-        "seconds/sync": 0,
-        "seconds/optimizer": 8,
-        "seconds/logging": 16,
-        "seconds/other": 0,
-    }
+    assert clock.take() == _SPLIT | {"seconds/logging": 16}
 
 
 def test_what_was_logged_is_not_counted_again(times: _Times) -> None:
@@ -146,15 +150,7 @@ def test_on_a_gpu_only_a_log_waits(times: _Times, monkeypatch: pytest.MonkeyPatc
     for _ in range(9):
         _step(clock, times)
     assert _GpuEvent.waited == 0
-    assert clock.take() == {
-        "seconds/data": 1,
-        "seconds/forward": 4,
-        "seconds/backward": 8,
-        "seconds/sync": 0,
-        "seconds/optimizer": 8,
-        "seconds/logging": 0,
-        "seconds/other": 0,
-    }
+    assert clock.take() == _SPLIT
     assert _GpuEvent.waited == 1
 
 
