@@ -92,9 +92,10 @@ def _added(before: Mapping[Any, Attempt], attempts: Sequence[Attempt]) -> float:
 
 def _usage(job: Job, status: FineTuneJobStatus, added: float, prices: Prices) -> dict[str, Usage]:
     before, plan = job.status.usage, status.plan
-    if plan is None or not plan.gpus or status.preparation is None:
-        return {}
     hours = round((before.gpu_hours if before else 0.0) + added, _DIGITS)
+    if plan is None or not plan.gpus or status.preparation is None:
+        # What was held counts, also while the job is prepared anew.
+        return {"usage": before.model_copy(update={"gpu_hours": hours})} if before else {}
     price = prices.per_gpu_hour.get(plan.gpu_product or "")
     if before is not None and plan == job.status.plan:
         expected = before.expected_gpu_hours

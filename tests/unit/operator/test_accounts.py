@@ -107,6 +107,18 @@ def test_pods_that_wait_hold_nothing() -> None:
     assert account.used == (0.0, 0.0)
 
 
+def test_hours_count_also_where_the_plan_is_given_up() -> None:
+    account = Account()
+    running = account.pod(placed=0)
+    account.step(HOUR, running)
+    job = Job.parse(account.body)
+    ended = [one.model_copy(update={"finish_time": at(3 * HOUR)}) for one in job.status.attempts]
+    anew = job.status.model_copy(update={"attempts": ended, "plan": None, "preparation": None})
+    written = accounted(job, anew, [running], now=at(3 * HOUR), prices=PRICES)
+    assert written.usage is not None
+    assert written.usage.gpu_hours == 3.0
+
+
 def test_while_pods_run_the_newest_status_counts() -> None:
     account = Account()
     account.step(HOUR, account.pod(running=True, placed=0))
