@@ -44,7 +44,7 @@ class Nodes:
             if error.code == 403:
                 self.known = False
                 self._nodes.clear()
-                logger.warning(
+                logger.info(
                     "plans do without nodes until the operator starts again",
                     extra={"error": str(error)},
                 )
