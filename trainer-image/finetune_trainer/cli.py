@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure, Result, TrainerConfig
-from finetune_trainer import environment, launcher, logs, server
+from finetune_trainer import environment, launcher, logs, message, server
 from finetune_trainer.failures import as_failure
 from finetune_trainer.metrics_log import MetricsLog
 from finetune_trainer.paths import Paths
@@ -173,11 +173,13 @@ def _failed(
 
 def _end(termination_log: Path, result: Result, failure: JobFailure | None = None) -> int:
     log.info("ended", extra=logs.fields(reason=result.reason, detail=result.message))
-    # Of several processes the first failure counts: those of the others follow from it.
-    is_first_failure = failure is not None and not termination_log.read_text()
-    if is_first_failure or (failure is None and environment.is_first_of_pod()):
-        termination_log.write_text(result.to_message())
-    return 0 if failure is None else failure.exit_code
+    if failure is not None:
+        # Of several processes the first failure counts: those of the others follow from it.
+        message.leave(termination_log, result, only_first=True)
+        return failure.exit_code
+    if environment.is_first_of_pod():
+        message.leave(termination_log, result, only_first=False)
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure, Result
-from finetune_trainer import environment, launcher
+from finetune_trainer import environment, launcher, message
 from finetune_trainer.cli import _end
 from finetune_trainer.failures import as_failure
 from finetune_trainer.metrics_log import MetricsLog
@@ -82,6 +83,23 @@ def test_every_pod_of_several_says_that_it_succeeded(
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert _end(log, Result.succeeded()) == 0
     assert bool(log.read_text()) == says
+
+
+def test_of_processes_that_fail_at_once_one_leaves_a_whole_message(tmp_path: Path) -> None:
+    log, start = tmp_path / "termination-log", threading.Barrier(8)
+
+    def fail(length: int) -> None:
+        start.wait()
+        message.leave(log, Result.failed(Reason.PREEMPTED, length * "x"), only_first=True)
+
+    for _ in range(100):
+        log.write_text("")
+        processes = [threading.Thread(target=fail, args=(length,)) for length in range(8, 16)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        Result.model_validate_json(log.read_text())
 
 
 def test_a_pod_ends_with_the_exit_code_of_the_process_that_failed(tmp_path: Path) -> None:
