@@ -60,7 +60,7 @@ class Node:
         """Tell whether the job's node selector and tolerations let it run here."""
         selected = {f"{key}={value}" for key, value in spec.resources.node_selector.items()}
         return selected.issubset(self.labels) and all(
-            # Where GPU nodes carry this taint, an admission plugin adds the toleration to pods.
+            # Every pod that asks for GPUs tolerates it.
             taint.key == names.GPU_RESOURCE
             or any(_tolerates(toleration, taint) for toleration in spec.resources.tolerations)
             for taint in self.taints

@@ -23,6 +23,8 @@ _SHM: Final = "/dev/shm"  # noqa: S108 - the same
 _PREPARE_CPU: Final = "500m"
 _PREPARE_GRACE_SECONDS: Final = 10
 
+_GPU_TOLERATION: Final = {"key": names.GPU_RESOURCE, "operator": "Exists"}
+
 _QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 _POD_GROUP_LABEL: Final = "kueue.x-k8s.io/pod-group-name"
 _POD_GROUP_SIZE: Final = "kueue.x-k8s.io/pod-group-total-count"
@@ -76,6 +78,10 @@ def trainer_pod(
             names.GPU_PRODUCT_LABEL: plan.gpu_product,
             **pod["spec"].get("nodeSelector", {}),
         }
+    if plan.gpus:
+        # As the admission plugin ExtendedResourceToleration would, which few clusters switch on.
+        tolerations = [*pod["spec"].get("tolerations", []), _GPU_TOLERATION]
+        pod["spec"]["tolerations"] = tolerations
     _queue(pod, config, plan)
     return pod
 

@@ -175,6 +175,14 @@ def test_trainer_has_no_secrets_and_no_sources() -> None:
 def test_cpu_trainer_asks_for_no_gpu() -> None:
     pod = pod_of("trainer", resources={"gpu": {"count": 0}})
     assert names.GPU_RESOURCE not in container_of(pod)["resources"]["limits"]
+    assert "tolerations" not in pod["spec"]
+
+
+def test_only_pods_that_ask_for_gpus_may_run_on_nodes_kept_for_them() -> None:
+    assert pod_of("trainer")["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"}
+    ]
+    assert "tolerations" not in pod_of("prepare")["spec"]
 
 
 def test_an_existing_claim_is_used_by_the_jobs_own_folder() -> None:
@@ -212,7 +220,10 @@ def test_placement_is_passed_on() -> None:
     )
     spec = pod["spec"]
     assert spec["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "pool": "a"}
-    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert spec["tolerations"] == [
+        {"key": "gpu", "operator": "Exists"},
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+    ]
     assert (spec["priorityClassName"], spec["schedulerName"]) == ("high", "volcano")
     assert container_of(pod)["image"] == "mine:1"
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
