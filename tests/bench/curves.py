@@ -174,6 +174,7 @@ def main() -> int:
     """Run all and print how far they are apart."""
     parser = argparse.ArgumentParser(prog="bench.curves", description=__doc__)
     parser.add_argument("folder", type=Path, help="with the demo's model and data")
+    parser.add_argument("--adapter", choices=RATES, help="only runs with this one")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=3600, help="start no run after that")
     parser.add_argument("--output", type=Path, required=True, help="write all losses there")
@@ -189,6 +190,8 @@ def main() -> int:
             (folder / "sources/pvc" / kind).mkdir(parents=True)
             (folder / "sources/pvc" / kind / target).symlink_to((options.folder / target).resolve())
         for run in RUNS:
+            if options.adapter not in {None, run.adapter}:
+                continue
             if time.monotonic() - started > options.seconds:
                 break
             torch.compiler.reset()

@@ -78,7 +78,7 @@ class Case:
         parts += ["packed"] if self.packed else []
         parts += [f"rank-{self.rank}"] if self.rank != 16 else []
         parts += [f"accumulation-{self.accumulation}"] if self.accumulation > 1 else []
-        parts += ["eager"] if self.compile == "never" else []
+        parts += {"always": [], "never": ["eager"]}.get(self.compile, ["compile-auto"])
         parts += [f"checkpointing-{self.checkpointing}"] if self.checkpointing != "none" else []
         return "-".join(parts)
 

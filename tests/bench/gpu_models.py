@@ -113,7 +113,8 @@ def _row(method: str, index: int, length: int) -> dict[str, Any]:
         draw = random.Random(index)  # noqa: S311 - no secret
         return {"input_ids": draw.choices(range(4, 260), k=length)}
     if method == "grpo":
-        return {"prompt": f"{index:06} ".ljust(length, "p")}
+        # Prompts of one batch differ, as real ones do: so there is a mask, which takes memory.
+        return {"prompt": f"{index:06} ".ljust(length - index % 3, "p")}
     prompt = f"{index:06} ".ljust(length // 2, "p")
     answer = length - len(prompt) - 1
     match method:
