@@ -1,4 +1,4 @@
-"""What all models of the API share: camelCase on the wire, docstrings as descriptions, rules."""
+"""What all models of the API share: camelCase on the wire, unknown fields as errors, rules."""
 
 import math
 import re
@@ -103,7 +103,6 @@ class ApiModel(BaseModel):
         alias_generator=to_camel,
         populate_by_name=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         # Objects are values: a change is a new object (model_copy); no reader sees one half made.
         frozen=True,
     )

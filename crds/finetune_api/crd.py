@@ -4,8 +4,16 @@ Kubernetes wants a structural schema: no references, no unions, no nulls. That i
 module does to pydantic's JSON schema; descriptions, bounds and CEL rules come from the models.
 """
 
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
+
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
 
 from finetune_api import names
 from finetune_api.base import INT_OR_STRING, VALIDATIONS, ApiModel, Rule
@@ -46,9 +54,35 @@ _REWRITTEN: Final = {"default", "additionalProperties", "exclusiveMinimum", "exc
 """What means something else in OpenAPI 3.0, or to the API server, than in JSON Schema."""
 
 
+class _Described(GenerateJsonSchema):
+    """Takes the docstring below a field for its description.
+
+    pydantic's use_attribute_docstrings does so at every import, and parses each class for it.
+    """
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> Schema:
+        described = super().model_schema(schema)
+        model = schema["cls"]
+        for name, text in _docstrings(model):
+            described["properties"][model.model_fields[name].alias]["description"] = text
+        return described
+
+
+def _docstrings(model: type) -> Iterator[tuple[str, str]]:
+    """Yield each field that has a docstring."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
+    for field, below in pairwise(ast.iter_child_nodes(definition)):
+        match field, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield name, text
+
+
 def structural_schema(model: type[ApiModel], *, defaults: bool = True) -> Schema:
     """Return a model as a Kubernetes structural schema; without defaults for what nobody sets."""
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(schema_generator=_Described)
     return _structural(schema, schema.get("$defs", {}), defaults=defaults)
 
 

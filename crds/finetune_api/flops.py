@@ -1,6 +1,19 @@
 """The arithmetic of training, as planner and trainer count it."""
 
+from finetune_api.experts import routed_weights
 from finetune_api.status import ModelFacts
+
+
+def multiplied_weights(model: ModelFacts) -> int:
+    """Return the weights that a token is multiplied by: an embedding only looks rows up, and a
+    token passes through few of a mixture's experts.
+    """
+    looked_up = 0 if model.tied_embeddings else model.vocabulary * model.hidden_size
+    passed = model.parameters - looked_up
+    if model.experts is None:
+        return passed
+    idle = model.experts.count - model.experts.per_token
+    return passed - routed_weights(model) * idle // model.experts.count
 
 
 def flops_per_token(model: ModelFacts, weights: float, length: float, *, full: bool) -> float:

@@ -1,6 +1,7 @@
 """Writes what is generated from the models: `python -m finetune_api.generate [--check]`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def generated_files() -> dict[Path, str]:
     return {
         ROOT / "crds" / CRD_FILE: manifest,
         ROOT / "helm/finetune-operator/files/crds" / CRD_FILE: manifest,
+        # For the kubectl plugin, which answers at once: it takes long to read YAML.
+        ROOT / "operator/finetune_operator/plugin/crd.json": json.dumps(definition, indent=1),
         ROOT / "docs/reference/finetunejob.md": reference.api_page(definition, HEADER),
         ROOT / "docs/reference/failures.md": reference.failures_page(HEADER),
         ROOT / "docs/reference/stability.md": observability.stability_page(HEADER),

@@ -131,6 +131,13 @@ class Resources(ApiModel):
             ".strategy",
         ),
         Rule(
+            "self.strategy != 'hsdp' || type(self.nodes) != int || self.nodes < 1"
+            " || (self.nodes > 1 && (type(self.gpu.count) != int || self.gpu.count > self.nodes))",
+            "strategy hsdp is for several nodes with several GPUs each, but nodes is {self.nodes}"
+            " and gpu.count {self.gpu.count}: use fsdp",
+            ".strategy",
+        ),
+        Rule(
             "type(self.nodes) != int || self.nodes <= 1 || has(self.workspace.claim)"
             " || self.workspace.accessMode == 'ReadWriteMany'",
             "workspace.accessMode {self.workspace.accessMode} is for one node, but nodes is"
@@ -143,8 +150,8 @@ class Resources(ApiModel):
     """Which GPUs, and how many."""
     nodes: CountOrAuto = "auto"
     """Nodes, one trainer pod each."""
-    strategy: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = "auto"
-    """How weights and gradients are spread over GPUs: auto, ddp, fsdp, zero2 or zero3."""
+    strategy: Literal["auto", "ddp", "fsdp", "hsdp", "zero2", "zero3"] = "auto"
+    """How weights and gradients are spread over GPUs: auto, ddp, fsdp, hsdp, zero2 or zero3."""
     cpu: Quantity | None = None
     """CPU request of each trainer pod. Unset: planned."""
     memory: Quantity | None = None

@@ -24,6 +24,7 @@ from finetune_api.training import Adapter, Checkpointing, Evaluation, Lora, Quan
 
 __all__ = [
     "FORMATS",
+    "FSDP",
     "ONLINE",
     "SHARDED",
     "TRAINING_FIELDS",
@@ -74,7 +75,10 @@ class Method(StrEnum):
 ONLINE: Final = (Method.GRPO, Method.EBFT)
 """Methods that train on the model's own answers to the prompts of the data."""
 
-SHARDED: Final = ("fsdp", "zero2", "zero3")
+FSDP: Final = ("fsdp", "hsdp")
+"""Strategies of PyTorch FSDP2: weights spread over all GPUs, or over those of each node."""
+
+SHARDED: Final = (*FSDP, "zero2", "zero3")
 """Strategies that spread more than the batch over the GPUs."""
 
 _PAIRS = (DatasetFormat.PREFERENCE,)

@@ -64,6 +64,21 @@ class Condition(ApiModel):
     """When status last changed."""
 
 
+class Experts(ApiModel):
+    """The feed-forward blocks of a mixture of experts, of which a router chooses for each token."""
+
+    count: int = Field(ge=1)
+    """Experts of a layer that the router chooses among."""
+    per_token: int = Field(ge=1)
+    """Experts that a token passes through."""
+    size: int = Field(ge=1)
+    """Width of one expert."""
+    shared_size: int = Field(default=0, ge=0)
+    """Width of the expert that every token passes through; 0 when there is none."""
+    layers: int = Field(ge=1)
+    """Decoder layers that have experts."""
+
+
 class ModelFacts(ApiModel):
     """What preparation read from the model's own files."""
 
@@ -77,6 +92,8 @@ class ModelFacts(ApiModel):
     """Width of the residual stream."""
     intermediate_size: int = Field(ge=1)
     """Width of the feed-forward layers."""
+    experts: Experts | None = None
+    """What a mixture of experts has instead; unset for a dense model."""
     layers: int = Field(ge=1)
     """Decoder layers."""
     heads: int = Field(ge=1)
@@ -147,13 +164,46 @@ class Memory(ApiModel):
     reference: float = 0.0
     """Frozen copy of the model that the method compares with."""
     rollout: float = 0.0
-    """Writing completions, as far as it needs more than training on them."""
+    """Writing completions, as far as it needs more than training on them; all that vLLM takes of
+    the trainer's GPUs where it does not sleep."""
     context: float = 0.0
     """CUDA context and communication; on the CPU the process itself."""
     slack: float = 0.0
     """What the allocator holds beyond what it is asked for."""
     total: float
     """All of it."""
+
+
+class RolloutPlan(ApiModel):
+    """The vLLM servers that write completions: on GPUs of their own, or on those of the trainer."""
+
+    mode: Literal["server", "colocate"]
+    """server: GPUs of their own; colocate: inside the trainer's processes."""
+    replicas: int = Field(ge=1)
+    """Servers, each with all weights."""
+    tensor_parallel_size: int = Field(ge=1)
+    """GPUs of each server, over which its weights are split."""
+    gpus: int = Field(ge=0)
+    """GPUs of all servers, of the trainer's product, on top of plan.gpus; 0 with colocate."""
+    gpu_memory_utilization: float = Field(gt=0, le=1)
+    """Share of a GPU's memory that a server takes."""
+    max_model_length: int = Field(ge=1)
+    """Longest prompt with its completion, in tokens."""
+    weights: float
+    """Weights on one GPU, in GiB."""
+    kv_cache: float
+    """Room for keys and values on one GPU, in GiB."""
+    kv_tokens: int = Field(ge=0)
+    """Tokens whose keys and values a server has room for."""
+    sequences: int = Field(ge=1)
+    """Sequences of maxModelLength that a server writes at once."""
+    writing_seconds: float = Field(ge=0)
+    """Seconds to write a batch of completions, each as long as it may be: computed from what is
+    assumed of vLLM's speed, not measured."""
+    training_seconds: float = Field(ge=0)
+    """Seconds to train on that batch, grpo.iterations times: computed, not measured."""
+    reasons: list[str] = Field(default=[])
+    """Why, in words."""
 
 
 class Plan(ApiModel):
@@ -169,7 +219,7 @@ class Plan(ApiModel):
     """Trainer pods."""
     gpus_per_node: int = Field(ge=0)
     """GPUs of each trainer pod."""
-    strategy: Literal["single", "ddp", "fsdp", "zero2", "zero3"]
+    strategy: Literal["single", "ddp", "fsdp", "hsdp", "zero2", "zero3"]
     """How weights and gradients are spread over GPUs."""
     micro_batch_size: int = Field(ge=1)
     """Sequences per GPU and forward pass."""
@@ -189,6 +239,9 @@ class Plan(ApiModel):
     """Memory request of each trainer pod."""
     memory: Memory
     """Estimated memory of one GPU (of the process, on CPU)."""
+    rollout: RolloutPlan | None = None
+    """The vLLM servers that write completions; unset when the trainer writes them itself, and for
+    methods that write none."""
     reasons: list[str] = Field(default=[])
     """Why, in words."""
 
@@ -307,8 +360,11 @@ class Usage(ApiModel):
     gpu_hours: float = Field(default=0.0, ge=0)
     """GPUs times hours in which pods of training held them; pods that wait for a node hold none."""
     expected_gpu_hours: Measurement = None
-    """GPU-hours of training by the speed that calibration measured on this GPU product, without
-    padding, start, evaluation and export. Unset where no speed was measured."""
+    """GPU-hours that the training steps should take, without padding, start, evaluation and export.
+    Unset for methods that write completions, and for GPU products that are not known."""
+    expected_basis: Literal["Measured", "Arithmetic"] | None = None
+    """What that rests on. Measured: the speed of a like run on this GPU product; Arithmetic: 40 %
+    of the peak of its data sheet."""
     cost: float | None = Field(default=None, ge=0)
     """gpuHours at the price of the plan's GPU product; unset when the operator knows no price."""
     currency: str | None = None

@@ -137,6 +137,16 @@ def _shorter(stability: Stability | None) -> Iterator[Stability]:
         yield stability.model_copy(update={"findings": list(findings)})
 
 
+def unsupported_rollout(spec: FineTuneJobSpec) -> str | None:
+    """Return why the trainer cannot have completions written as is asked for; None when it can."""
+    if spec.rollout is None or spec.rollout.mode not in {"server", "colocate"}:
+        return None
+    return (
+        f"rollout.mode is {spec.rollout.mode}, which this trainer version cannot do: use local, or"
+        " leave it out."
+    )
+
+
 class ProgressReport(ApiModel):
     """GET :9400/progress: where training is and what the stability guard says."""
 

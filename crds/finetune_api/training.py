@@ -29,7 +29,7 @@ class Lora(ApiModel):
         default=["all-linear"], min_length=1, max_length=64
     )
     """Names of the layers that get an adapter; all-linear is every linear layer but the output
-    head."""
+    head, and leaves out the routers and experts of a mixture of experts."""
     rs_lora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732)."""
     dora: bool = False

@@ -47,15 +47,16 @@ def read_data_file(path: Path) -> DataFile:
         raise PluginError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise PluginError(f"{path} is not UTF-8: convert it, or name the right file.") from error
-    if not rows:
-        raise PluginError(f"{path} has no rows: name a file with data.")
+    if not columns:
+        raise PluginError(f"{path} has no rows with columns: name a file with data.")
     return DataFile(path, rows, frozenset(columns), characters, longest)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
         raise PluginError(
-            f"{path} is Parquet, which is read in the cluster only: give --rows and --tokens."
+            f"{path} is Parquet, which is read in the cluster only: give plan --rows and --tokens,"
+            " or recommend --have."
         )
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if path.suffix == ".csv":

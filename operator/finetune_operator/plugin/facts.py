@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.methods import Generation
+from finetune_api.sources import JOB_SCHEME
 from finetune_api.spec import ONLINE, FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
 from finetune_operator.planning.architecture import (
@@ -61,11 +62,13 @@ def _model(spec: FineTuneJobSpec, known: Known) -> tuple[ModelFacts, str]:
             return model, f"Model: {_describe(model)}, shaped like {name}, by --parameters."
     except ArchitectureError as error:
         raise PluginError(str(error)) from error
-    found = facts_of_name(spec.model.source)
+    source = spec.model.source
+    found = facts_of_name(source)
     if found is None:
+        what = "another job's model" if source.startswith(JOB_SCHEME) else "not in the catalogue"
         raise PluginError(
-            f"model.source {spec.model.source} is not in the catalogue: give its config.json with"
-            " --config, or its size with --parameters 8B."
+            f"model.source {source} is {what}: give its config.json with --config, or its size with"
+            " --parameters 8B."
         )
     name, model = found
     return model, f"Model: {_describe(model)}, as {name} in the catalogue."

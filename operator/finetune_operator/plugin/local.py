@@ -17,10 +17,10 @@ from finetune_api.trainer import Result, TrainerConfig
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Basis
-from finetune_operator.plugin.manifests import Job, Manifest, parse
+from finetune_operator.plugin.manifests import Job, Manifest
 from finetune_operator.plugin.overrides import overridden
 from finetune_operator.plugin.plan_view import show
-from finetune_operator.plugin.rules import problems
+from finetune_operator.plugin.rules import accepted
 from finetune_operator.plugin.scenarios import Scenario
 from finetune_operator.plugin.terminal import console
 
@@ -75,10 +75,7 @@ def run_local(
     """Prepare, plan and train; return the trainer's exit code. PluginError before it starts."""
     for change in changes:
         manifest = overridden(manifest, change)
-    refused = problems(manifest)
-    if refused:
-        raise PluginError(f"{refused[0]}.")
-    job = _for_this_machine(parse(manifest))
+    job = _for_this_machine(accepted(manifest))
     _lay_out(job.spec, folders)
     trainer = _trainer()
     config = _config(job, folders)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.plugin.errors import PluginError
-from finetune_operator.plugin.sentences import sentences
+from finetune_operator.plugin.kubectl_yaml import load_all
 
 Manifest = dict[str, Any]
 
@@ -40,7 +39,7 @@ def read_manifests(path: Path) -> list[Manifest]:
         kinds = ", ".join(_kind(document) for document in documents) or "nothing"
         raise PluginError(f"{path} holds {kinds}, expected an object of kind {names.KIND}.")
     for job in jobs:
-        _check_version(path, job)
+        _check(path, job)
     return jobs
 
 
@@ -57,32 +56,21 @@ def select(path: Path, name: str | None) -> Manifest:
 
 def job_name(manifest: Manifest) -> str:
     """Return metadata.name, or what stands in for it where there is none."""
-    return str((manifest.get("metadata") or {}).get("name", "(no name)"))
+    return str(manifest["metadata"].get("name") or "(no name)")
 
 
-def parse(manifest: Manifest) -> Job:
-    """Return a job; PluginError that names the first field that is wrong."""
-    try:
-        spec = spec_of(manifest)
-    except ValidationError as error:
-        problems = sentences(error)
-        more = f" ({len(problems) - 1} more: see validate)" if len(problems) > 1 else ""
-        raise PluginError(f"{problems[0]}{more}.") from error
-    namespace = (manifest.get("metadata") or {}).get("namespace", "default")
-    return Job(name=job_name(manifest), namespace=namespace, spec=spec)
-
-
-def spec_of(manifest: Manifest) -> FineTuneJobSpec:
-    """Return the spec of a job; ValidationError where the API server would refuse its schema."""
-    text = json.dumps(manifest.get("spec") or {}, default=str)
+def job_of(manifest: Manifest) -> Job:
+    """Return a job; ValidationError where the API server would refuse its schema."""
+    text = json.dumps(manifest["spec"])
     # From JSON, because there strict means what the API server means: "4" is no number.
-    return FineTuneJobSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+    spec = FineTuneJobSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+    return Job(job_name(manifest), manifest["metadata"].get("namespace") or "default", spec)
 
 
 def _documents(path: Path) -> list[Any]:
     try:
         text = sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
-        documents = [each for each in yaml.safe_load_all(text) if each is not None]
+        documents = [each for each in load_all(text) if each is not None]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise PluginError(f"{path} cannot be read: {reason}.") from error
@@ -95,7 +83,8 @@ def _items(documents: list[Any]) -> Iterator[Any]:
     """Yield objects, those of a List one by one."""
     for document in documents:
         if isinstance(document, dict) and document.get("kind") == "List":
-            yield from document.get("items") or []
+            items = document.get("items")
+            yield from items if isinstance(items, list) else ()
         else:
             yield document
 
@@ -105,9 +94,11 @@ def _kind(document: Any) -> str:
     return str(kind or "an object without kind")
 
 
-def _check_version(path: Path, manifest: Manifest) -> None:
-    found = manifest.get("apiVersion")
-    if found != names.API_VERSION:
+def _check(path: Path, job: Manifest) -> None:
+    metadata, version = job.setdefault("metadata", {}), job.get("apiVersion")
+    if not isinstance(metadata, dict):
+        raise PluginError(f"{path}: found metadata {json.dumps(metadata)}, expected an object.")
+    if version != names.API_VERSION:
         raise PluginError(
-            f"{path}: apiVersion of {job_name(manifest)} is {found}, expected {names.API_VERSION}."
+            f"{path}: apiVersion of {job_name(job)} is {version}, expected {names.API_VERSION}."
         )

@@ -1,12 +1,14 @@
 """KEY=VALUE: changes to a job's spec from the command line."""
 
 import copy
+import re
 from typing import Any, Final
 
 import yaml
 
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.gpus import label_of
+from finetune_operator.plugin.kubectl_yaml import load
 from finetune_operator.plugin.manifests import Manifest
 
 _SHORT: Final = {
@@ -25,7 +27,8 @@ _SHORT: Final = {
 def overridden(manifest: Manifest, assignments: str) -> Manifest:
     """Return a job with assignments such as gpu=L4,count=2 or training.maxLength=8192 made."""
     changed = copy.deepcopy(manifest)
-    for assignment in assignments.split(","):
+    # Not at commas within a value, such as those of a list.
+    for assignment in re.split(r",(?=[\w. ]+=)", assignments):
         key, separator, text = (part.strip() for part in assignment.partition("="))
         if not separator or not key or not text:
             raise PluginError(
@@ -33,7 +36,7 @@ def overridden(manifest: Manifest, assignments: str) -> Manifest:
                 " a field of the spec such as training.maxLength."
             )
         for path, value in _changes(key, text).items():
-            _put(changed.setdefault("spec", {}), path, value)
+            _put(changed, f"spec.{path}", value)
     return changed
 
 
@@ -42,14 +45,18 @@ def _changes(key: str, text: str) -> dict[str, Any]:
     if key == "gpu":
         # The planner knows the memory of each product.
         return {"resources.gpu.product": label_of(text), "resources.gpu.memory": "auto"}
-    return {_SHORT.get(key, key.removeprefix("spec.")): yaml.safe_load(text)}
+    try:
+        value = load(text)
+    except yaml.YAMLError as error:
+        raise PluginError(f"{key}={text} is no YAML: correct the value.") from error
+    return {_SHORT.get(key, key.removeprefix("spec.")): value}
 
 
-def _put(spec: dict[str, Any], path: str, value: Any) -> None:
+def _put(object_: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for name in parents:
-        below = spec.setdefault(name, {})
+        below = object_.setdefault(name, {})
         if not isinstance(below, dict):
             raise PluginError(f"{path} cannot be set: {name} is {below!r} and holds no fields.")
-        spec = below
-    spec[last] = value
+        object_ = below
+    object_[last] = value

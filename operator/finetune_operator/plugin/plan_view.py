@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.status import Memory, Plan
+from finetune_api.status import Memory, Plan, RolloutPlan
 from finetune_operator.plugin.scenarios import Scenario
 
 _BAR_WIDTH: Final = 60
@@ -26,6 +26,10 @@ _PARTS: Final = (
     ("▀", "bright_green"),
 )
 """Glyph and colour by turns: the bar is read without colours too."""
+_BASES: Final = {
+    "Measured": "by the speed of a like run that was measured",
+    "Arithmetic": "by arithmetic, at 40 % of the GPUs' peak",
+}
 _FREE: Final = "·"
 _ALWAYS: Final = {"Hardware", "Micro-batch", "Memory (GiB)"}
 """Rows of a comparison even where all plans agree."""
@@ -43,9 +47,10 @@ def show(console: Console, scenarios: Sequence[Scenario], price: float | None = 
     elif first.plan:
         console.print(_details(first, first.plan, price))
     for scenario in scenarios:
-        if scenario.plan is None:
+        trouble = scenario.refusal or scenario.unsupported
+        if trouble:
             name = f"With {scenario.change}: " if scenario.change else ""
-            console.print(Text(f"{name}{scenario.refusal}", style="red"))
+            console.print(Text(f"{name}{trouble}", style="red"))
     console.print(_notes(first))
 
 
@@ -66,7 +71,7 @@ def _details(scenario: Scenario, plan: Plan, price: float | None) -> RenderableT
         Text(),
         *_memory(plan, scenario.gpu_memory),
         Text("\nWhy", style="bold"),
-        listed(plan.reasons),
+        listed([*plan.reasons, *(plan.rollout.reasons if plan.rollout else [])]),
     )
 
 
@@ -80,9 +85,9 @@ def listed(sentences: Iterable[str]) -> RenderableType:
 
 def _rows(scenario: Scenario, plan: Plan, price: float | None) -> Iterator[tuple[str, str]]:
     yield "Hardware", _hardware(scenario, plan)
-    hours = scenario.gpu_hours
-    if hours is not None:
-        yield "GPU-hours", f"about {hours:,.2f}"
+    time = scenario.expected
+    if time is not None:
+        yield "GPU-hours", f"about {time.gpu_hours:,.2f} ({_BASES[time.basis]})"
     if price is not None:
         cost = scenario.cost(price)
         expected = f", about {cost['expected']:,.2f} in all" if "expected" in cost else ""
@@ -93,6 +98,19 @@ def _rows(scenario: Scenario, plan: Plan, price: float | None) -> Iterator[tuple
     yield "Checkpointing", plan.gradient_checkpointing
     yield "Compile", "yes" if plan.compile else "no"
     yield "Each pod", f"{plan.cpu} CPU, {plan.host_memory} memory"
+    if plan.rollout is not None:
+        yield from _rollout(plan.rollout)
+
+
+def _rollout(rollout: RolloutPlan) -> Iterator[tuple[str, str]]:
+    more = "1 more GPU" if rollout.gpus == 1 else f"{rollout.gpus} more GPUs"
+    where = more if rollout.gpus else "on the trainer's GPUs"
+    servers = f"{rollout.replicas} x tensor parallel {rollout.tensor_parallel_size}"
+    sizes = f"weights {rollout.weights:.1f}, keys and values {rollout.kv_cache:.1f} GiB"
+    times = f"{rollout.writing_seconds:,.1f} s, training on it {rollout.training_seconds:,.1f} s"
+    yield "vLLM", f"{servers}, {where}"
+    yield "vLLM memory", f"{sizes}, {rollout.gpu_memory_utilization:.0%} of each GPU"
+    yield "Writing a batch", f"about {times}, as computed"
 
 
 def _hardware(scenario: Scenario, plan: Plan) -> str:
@@ -139,8 +157,9 @@ def _comparison(scenarios: Sequence[Scenario], price: float | None) -> Table:
     for scenario in scenarios:
         table.add_column(scenario.change or "as it is")
     columns = [_column(scenario, price) for scenario in scenarios]
+    planned = [column for column, one in zip(columns, scenarios, strict=True) if one.plan]
     for name in max(columns, key=len):
-        if name in _ALWAYS or len({column[name] for column in columns if name in column}) > 1:
+        if name in _ALWAYS or len({column.get(name) for column in planned}) > 1:
             table.add_row(name, *[column.get(name, "") for column in columns])
     return table
 

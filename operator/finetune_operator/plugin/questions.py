@@ -2,7 +2,7 @@
 
 from typing import Final
 
-import typer
+from rich.prompt import Confirm, Prompt
 
 from finetune_operator.plugin.advice import HAVE, Situation
 from finetune_operator.plugin.errors import PluginError
@@ -16,14 +16,14 @@ _QUESTIONS: Final = {
 
 def ask_situation() -> Situation:
     """Return what a person answers; PluginError when there is nothing to learn from."""
-    if typer.confirm("Can answers be scored, by a function or a model?", default=False):
-        reward = typer.prompt(
+    if Confirm.ask("Can answers be scored, by a function or a model?", default=False):
+        reward = Prompt.ask(
             "Which reward: exact-match, accuracy, format, json, length, or a function's source",
             default="accuracy",
         )
         return Situation(HAVE["prompts"], reward)
     for have, question in _QUESTIONS.items():
-        if typer.confirm(question, default=False):
+        if Confirm.ask(question, default=False):
             return Situation(HAVE[have], wants_reward_model=have == "pairs" and _wants_model())
     raise PluginError(
         "there is nothing to learn from yet: make data first, such as answers that you want, pairs"
@@ -32,17 +32,15 @@ def ask_situation() -> Situation:
 
 
 def _wants_model() -> bool:
-    return typer.confirm("Should the result be a model that scores answers?", default=False)
+    return Confirm.ask("Should the result be a model that scores answers?", default=False)
 
 
 def ask_model() -> str:
     """Return the source of the model to start from."""
-    answer: str = typer.prompt("Which model", default="hf://Qwen/Qwen3-4B")
-    return answer
+    return Prompt.ask("Which model", default="hf://Qwen/Qwen3-4B")
 
 
 def ask_gpu() -> str | None:
     """Return the GPU that a person has; None for any."""
     question = "Which GPU do you have, such as L4 (empty: any)"
-    answer: str = typer.prompt(question, default="", show_default=False)
-    return answer or None
+    return Prompt.ask(question, default="", show_default=False) or None

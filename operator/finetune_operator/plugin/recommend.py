@@ -27,7 +27,7 @@ from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Known
 from finetune_operator.plugin.manifests import Manifest
 from finetune_operator.plugin.plan_view import listed
-from finetune_operator.plugin.rules import problems
+from finetune_operator.plugin.rules import accepted
 from finetune_operator.plugin.scenarios import Scenario
 
 _CONFIG_MAP_BYTES: Final = 1 << 20
@@ -66,9 +66,7 @@ def advise(wish: Wish, known: Known) -> Advice:
             check_prompts(wish.data)
     choice = choose_method(wish.situation)
     draft = _draft(wish, choice.method)
-    refused = problems(draft)
-    if refused:
-        raise PluginError(f"{refused[0]}.")
+    accepted(draft)
     hardware = {adapter: _on(wish, draft, adapter, known) for adapter in ADAPTERS}
     adapter, why = _adapter(wish, hardware)
     _set_adapter(draft, adapter, hardware[adapter] if wish.gpu else None)

@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.status import Plan
+from finetune_api.trainer import unsupported_rollout
 from finetune_operator.planning import (
+    Expected,
     Inventory,
     PlanInfeasibleError,
-    expected_gpu_hours,
+    expected,
     make_plan,
 )
 from finetune_operator.planning.inventory import gpu_memory
+from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Basis, Known, basis
-from finetune_operator.plugin.manifests import Job, Manifest, parse
+from finetune_operator.plugin.manifests import Job, Manifest
 from finetune_operator.plugin.overrides import overridden
+from finetune_operator.plugin.rules import accepted
 
 
 @dataclass(frozen=True)
@@ -34,33 +38,40 @@ class Scenario:
         return gpu_memory(self.job.spec, Inventory())
 
     @property
-    def gpu_hours(self) -> float | None:
-        """GPU-hours of the training; None where no like run's speed was measured."""
+    def unsupported(self) -> str | None:
+        """Why the trainer of this version cannot run it although it is planned."""
+        return unsupported_rollout(self.job.spec) if self.plan else None
+
+    @property
+    def expected(self) -> Expected | None:
+        """GPU-hours of the training; None where nothing tells them."""
         if self.plan is None:
             return None
-        return expected_gpu_hours(self.job.spec, self.basis.preparation, self.plan)
+        return expected(self.job.spec, self.basis.preparation, self.plan)
 
     def cost(self, price: float) -> dict[str, float]:
         """Return what the GPUs cost at a price of one GPU-hour: perHour, and if known, expected."""
         if self.plan is None:
             return {}
-        hours = self.gpu_hours
-        cost = {"perHour": round(self.plan.gpus * price, 4)}
-        return cost if hours is None else cost | {"expected": round(hours * price, 4)}
+        gpus = self.plan.gpus + (self.plan.rollout.gpus if self.plan.rollout else 0)
+        cost, time = {"perHour": round(gpus * price, 4)}, self.expected
+        return cost if time is None else cost | {"expected": round(time.gpu_hours * price, 4)}
 
     def to_json(self, price: float | None = None) -> dict[str, Any]:
         """Return what `-o json` prints of it."""
         outcome: dict[str, Any] = (
             {"plan": self.plan.to_json()} if self.plan else {"refusal": self.refusal}
         )
-        if self.gpu_hours is not None:
-            outcome["expectedGpuHours"] = round(self.gpu_hours, 4)
+        if self.expected is not None:
+            outcome["expectedGpuHours"] = round(self.expected.gpu_hours, 4)
+            outcome["expectedBasis"] = self.expected.basis
         if price is not None and self.plan:
             outcome["cost"] = self.cost(price)
         return {
             "name": self.job.name,
             **({"whatIf": self.change} if self.change else {}),
             **outcome,
+            **({"unsupported": self.unsupported} if self.unsupported else {}),
             "preparation": self.basis.preparation.to_json(),
             "notes": list(self.basis.notes),
         }
@@ -73,10 +84,18 @@ def scenarios(manifest: Manifest, changes: Sequence[str], known: Known) -> list[
 
 def planned(manifest: Manifest, change: str, known: Known) -> Scenario:
     """Return a job with one change made, and its plan."""
-    job = parse(overridden(manifest, change) if change else manifest)
+    job = _changed(manifest, change) if change else accepted(manifest)
     facts = basis(job.spec, known)
     try:
         plan = make_plan(job.spec, facts.preparation, Inventory())
     except PlanInfeasibleError as error:
         return Scenario(change, job, facts, None, str(error))
     return Scenario(change, job, facts, plan)
+
+
+def _changed(manifest: Manifest, change: str) -> Job:
+    changed = overridden(manifest, change)
+    try:
+        return accepted(changed)
+    except PluginError as error:
+        raise PluginError(f"with {change}: {error}") from error

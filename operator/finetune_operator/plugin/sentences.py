@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -44,7 +45,7 @@ def _what(detail: ErrorDetails, place: tuple[int | str, ...], *, in_union: bool)
     if kind == "missing":
         return "required, but not given"
     if kind == "extra_forbidden":
-        return f"unknown field{_nearest(place)}"
+        return unknown_field(str(place[-1]), _fields(place[:-1]))
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
     found = json.dumps(detail["input"], default=str, ensure_ascii=False)
@@ -65,11 +66,11 @@ def _expected(detail: ErrorDetails, *, in_union: bool) -> str:
     return f"which should {bound or detail['msg']}"
 
 
-def _nearest(place: tuple[int | str, ...]) -> str:
-    """Return advice when a field of the same object has a similar name."""
-    known = _fields(place[:-1])
-    near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """Return what is said of a name that is none of those known; with advice if one is similar."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return f"unknown field; {advice}"
 
 
 def _fields(place: tuple[int | str, ...]) -> list[str]:

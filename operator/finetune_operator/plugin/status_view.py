@@ -117,7 +117,8 @@ def _stability(stability: Stability) -> Iterator[RenderableType]:
 def _used(usage: Usage) -> str:
     cost = "" if usage.cost is None else f", {usage.cost:,.2f} {usage.currency}"
     expected = usage.expected_gpu_hours
-    of = "" if expected is None else f" (about {expected:,.2f} expected)"
+    how = " by arithmetic" if usage.expected_basis == "Arithmetic" else ""
+    of = "" if expected is None else f" (about {expected:,.2f} expected{how})"
     return f"Used: {usage.gpu_hours:,.2f} GPU-hours{of}{cost}"
 
 

@@ -11,6 +11,7 @@ import yaml
 from finetune_operator.plugin import main
 
 EXAMPLES = Path(__file__).parents[3] / "docs/examples"
+CASES = Path(__file__).parents[2] / "integration/manifests"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Plugin:
             main()
         captured = self._capsys.readouterr()
         return Run(int(end.value.code or 0), captured.out, captured.err)
+
+
+def server_cases(file_name: str) -> list[Any]:
+    """Return what integration tests show to a real API server."""
+    cases = yaml.safe_load((CASES / file_name).read_text())
+    return [pytest.param(case, id=case["case"]) for case in cases]
 
 
 def manifest_of(case: dict[str, Any]) -> dict[str, Any]:

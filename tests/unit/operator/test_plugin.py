@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.planning import Expected
 from finetune_operator.plugin import scenarios
 from finetune_operator.plugin.rules import problems
-from unit.operator.plugin_process import EXAMPLES, Plugin, Run, manifest_of
+from unit.operator.plugin_process import EXAMPLES, Plugin, Run, manifest_of, server_cases
 
 SFT = EXAMPLES / "sft.yaml"
-CASES = Path(__file__).parents[2] / "integration/manifests"
 
 
 @pytest.fixture
@@ -80,15 +80,16 @@ def _plans(plugin: Plugin, *arguments: object) -> list[dict[str, Any]]:
     return documents
 
 
-def test_where_a_speed_was_measured_a_plan_says_the_cost_of_all(
+def test_where_the_time_is_known_a_plan_says_the_cost_of_all(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scenarios, "expected_gpu_hours", lambda *_: 10.0)
+    monkeypatch.setattr(scenarios, "expected", lambda *_: Expected(10.0, "Measured"))
     output = plugin("plan", "-f", SFT, "--price", 3.5).output
-    assert "about 10.00" in output
+    assert "about 10.00 (by the speed of a like run" in output
     assert "3.50 an hour, about 35.00 in all" in output
     document = json.loads(plugin("plan", "-f", SFT, "--price", 3.5, "-o", "json").output)
     assert document["expectedGpuHours"] == 10.0
+    assert document["expectedBasis"] == "Measured"
     assert document["cost"] == {"perHour": 3.5, "expected": 35.0}
 
 
@@ -164,7 +165,11 @@ def test_a_size_is_enough_for_a_plan(plugin: Plugin) -> None:
         (["-f", SFT, "--parameters", "8"], "'8' is not a number of weights"),
         (["-f", SFT, "--config", "nowhere"], "--config nowhere cannot be read"),
         (["-f", SFT, "--data", "nowhere"], "nowhere cannot be read"),
-        (["-f", EXAMPLES / "chain.yaml", "--name", "chain-dpo"], "is not in the catalogue"),
+        (["-f", EXAMPLES / "full.yaml"], "hf://acme/maths-8b@v2 is not in the catalogue"),
+        (
+            ["-f", EXAMPLES / "chain.yaml", "--name", "chain-dpo"],
+            "job://chain-sft is another job's model",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(
@@ -189,18 +194,12 @@ def test_what_is_no_job_is_one_sentence(
     assert words in _error(plugin("plan", "-f", tmp_path / "job.yaml"))
 
 
-def _server_cases(file_name: str) -> list[Any]:
-    """Return what integration tests show to a real API server."""
-    cases = yaml.safe_load((CASES / file_name).read_text())
-    return [pytest.param(case, id=case["case"]) for case in cases]
-
-
-@pytest.mark.parametrize("case", _server_cases("accepted.yaml"))
+@pytest.mark.parametrize("case", server_cases("accepted.yaml"))
 def test_what_the_api_server_accepts_is_valid(case: dict[str, Any]) -> None:
     assert problems(manifest_of(case)) == []
 
 
-@pytest.mark.parametrize("case", _server_cases("refused.yaml"))
+@pytest.mark.parametrize("case", server_cases("refused.yaml"))
 def test_what_the_api_server_refuses_is_refused_for_the_same_field(case: dict[str, Any]) -> None:
     fields = [problem.partition(": ")[0] for problem in problems(manifest_of(case))]
     expected = case.get("field") or case["says"].split('"')[1]
