@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from finetune_api.experts import experts_of_config
 from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import ModelFacts
@@ -43,6 +44,7 @@ def read_facts(folder: Path, source: str, *, trust_remote_code: bool) -> ModelFa
         parameters=parameters,
         hidden_size=width,
         intermediate_size=_first(text, ("intermediate_size", "n_inner", "ffn_dim"), 4 * width),
+        experts=experts_of_config(text.to_dict()),
         layers=text.num_hidden_layers,
         heads=heads,
         kv_heads=_first(text, ("num_key_value_heads",), heads),

@@ -1,7 +1,7 @@
 """Several processes: how they find each other, and how weights are spread over their GPUs.
 
-FSDP2 goes through Accelerate, ZeRO through DeepSpeed; both are set up by Transformers' Trainer from
-the fields that `arguments` returns.
+FSDP2 (fsdp, hsdp) goes through Accelerate, ZeRO through DeepSpeed; both are set up by Transformers'
+Trainer from the fields that `arguments` returns.
 """
 # ruff: noqa: ARG002 - the signatures are those of TrainerCallback
 
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FSDP, FineTuneJobSpec
 from finetune_api.status import Plan
 from finetune_api.trainer import JobFailure
 from finetune_trainer import environment
@@ -195,7 +196,7 @@ class OncePrepared(TrainerCallback):
 def loading(plan: Plan, spec: FineTuneJobSpec, device: Device) -> Iterator[None]:
     """Within, from_pretrained reads the weights in one process per pod and spreads them at once."""
     kept = None
-    if plan.strategy == "fsdp":
+    if plan.strategy in FSDP:
         enable_fsdp_ram_efficient_loading()
     if plan.strategy == "zero3":
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -217,11 +218,27 @@ def load_whole_again() -> None:
 
 def arguments(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, Any]:
     """Return the fields of TrainingArguments that carry out the plan's strategy."""
-    if plan.strategy == "fsdp":
-        return {"fsdp": True, "fsdp_config": dict(_FSDP)}
+    if plan.strategy in FSDP:
+        return _fsdp(plan)
     if plan.strategy in {"zero2", "zero3"}:
         return {"deepspeed": _deepspeed(plan, spec, device)}
     return {}
+
+
+def _fsdp(plan: Plan) -> dict[str, Any]:
+    """Return what sets FSDP2 up; with hsdp each node has a copy of the weights for itself."""
+    chosen: dict[str, Any] = {
+        "fsdp": True,
+        "fsdp_config": dict(_FSDP),
+        # Else each GPU keeps whole gradients until the last micro-batch of a step.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }
+    if plan.strategy == "hsdp":
+        # Ranks are counted node by node, so the second dimension is one node.
+        chosen["parallelism_config"] = ParallelismConfig(
+            dp_replicate_size=plan.nodes, dp_shard_size=plan.gpus_per_node
+        )
+    return chosen
 
 
 # Gradient checkpointing stays with the model's own layers: in FSDP2 it gathers no weight twice,
@@ -266,7 +283,7 @@ def gather_weights(trainer: Any, plan: Plan, dtype: torch.dtype) -> dict[str, to
     None when the model of each process is whole. With an adapter these are the adapter's,
     else all, in dtype: FSDP2 and ZeRO train copies in float32.
     """
-    if plan.strategy == "fsdp":
+    if plan.strategy in FSDP:
         return _gather_fsdp(trainer, dtype)
     if plan.strategy == "zero3":
         with_adapter = hasattr(trainer.model, "peft_config")

@@ -32,11 +32,16 @@ def check_packs(spec: FineTuneJobSpec, folder: Path) -> None:
     """
     if not spec.training.packing:
         return
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
-    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    with_code = spec.model.trust_remote_code
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=with_code)
+    own = with_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    model: Any = None if own else MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model is None:
-        # Of code of its own nothing is known.
-        return
+        raise JobFailure(
+            Reason.MODEL_UNSUPPORTED,
+            f"training.packing is true, but model.source {spec.model.source} runs Python code of "
+            "its own, in which packed documents might see each other: set it to false.",
+        )
     kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     by_position = model._supports_flex_attn or model._supports_flash_attn
     if not by_position or model._is_stateful or "conv" in kinds:

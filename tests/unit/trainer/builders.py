@@ -65,6 +65,42 @@ def save_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
     save_tokenizer(folder, chat_template)
 
 
+_EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 64},
+}
+
+
+def save_mixture(folder: Path, family: str = "qwen3_moe") -> None:
+    """Save a random mixture of 4 experts in each of 2 layers, of which a token sees 2."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 260,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": MAX_POSITIONS,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    config = CONFIG_MAPPING[family](**sizes, **_EXPERTS[family])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
 def chat_rows(count: int) -> list[dict[str, Any]]:
     """Return short conversations of different lengths."""
     return [

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from finetune_api.spec import FSDP
 from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
 from unit.trainer.builders import make_config
@@ -31,7 +32,7 @@ def start_ranks(
     (site.root / "termination-log").write_text("")
     plan = config.plan
     assert plan is not None
-    target = _sharded_on_the_cpu if plan.strategy == "fsdp" else main
+    target = _sharded_on_the_cpu if plan.strategy in FSDP else main
     shared = {
         "WORLD_SIZE": str(plan.gpus),
         "LOCAL_WORLD_SIZE": str(plan.gpus_per_node),
@@ -64,10 +65,14 @@ def run_ranks(
 def _sharded_on_the_cpu(
     arguments: list[str], interruption: Interruption | None, environment: dict[str, str]
 ) -> None:
-    """Run with FSDP2 on gloo: PyTorch can, but Accelerate and we ask for GPUs."""
+    """Run with FSDP2 on gloo: PyTorch can, but Accelerate and we ask for GPUs.
+
+    Gradients must never wait whole for the last micro-batch of a step.
+    """
     import torch
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import FSDPModule
 
     from finetune_trainer import run
     from finetune_trainer.device import Device
@@ -75,6 +80,8 @@ def _sharded_on_the_cpu(
     patched: Any = PartialState
     patched._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     patched.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
+    sharded: Any = FSDPModule
+    sharded.set_requires_gradient_sync = None
     replaced: Any = run
     replaced.choose_device = lambda *_: Device(cuda=False, dtype=torch.float32)
     main(arguments, interruption, environment)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from finetune_api.failures import Reason
@@ -75,6 +76,13 @@ def together(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site
 def _losses(site: Site) -> list[float]:
     keys = ("loss", "eval_loss")
     return [entry[key] for entry in site.metrics() for key in keys if key in entry]
+
+
+def _parts(checkpoint: Path) -> set[int]:
+    """Return in how many parts the weights of a sharded checkpoint lie."""
+    listed = FileSystemReader(checkpoint / "pytorch_model_fsdp_0").read_metadata()
+    weights: dict[str, Any] = listed.state_dict_metadata
+    return {len(weight.chunks) for weight in weights.values()}
 
 
 def test_two_processes_train_what_one_does(site: Site, together: Site) -> None:
@@ -169,6 +177,36 @@ def test_a_whole_model_is_gathered_from_its_shards(
     torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
 
 
+def test_a_copy_per_pod_trains_what_one_process_does(
+    site: Site, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two pods of two processes, two micro-batches a step, stopped and resumed."""
+    spec = _SPEC | {"adapter": {"type": "full"}}
+    spec["training"] = _SPEC["training"] | {"batchSize": 8}
+    plan = make_plan(
+        gpus=4,
+        nodes=2,
+        gpus_per_node=2,
+        strategy="hsdp",
+        micro_batch_size=1,
+        gradient_accumulation_steps=2,
+    )
+    config = site.job(plan, **spec)
+    assert run_ranks(site, config, Interruption("step", 5, signal.SIGTERM)) == [75] * 4
+    assert run_ranks(site, config) == [0] * 4
+    straight = _new_site(tmp_path_factory.mktemp("straight"), tiny_model)
+    assert run_ranks(straight, straight.job(plan, **spec)) == [0] * 4
+    assert site.metrics() == straight.metrics()
+    assert _parts(site.paths.checkpoints / "checkpoint-6") == {2}
+    alone = _new_site(tmp_path_factory.mktemp("alone"), tiny_model)
+    assert alone.run(alone.job(make_plan(gradient_accumulation_steps=4), **spec)) == 0
+    assert _losses(site) == pytest.approx(_losses(alone), rel=1e-4)
+    assert type(AutoModelForCausalLM.from_pretrained(site.artifact)).__name__ == "LlamaForCausalLM"
+    weights = load_file(site.artifact / "model.safetensors")
+    expected = load_file(alone.artifact / "model.safetensors")
+    torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
+
+
 def test_the_reference_of_a_sharded_model_is_the_model_itself(site: Site) -> None:
     pairs = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(40)]
     site.write_data(pairs)
@@ -193,6 +231,8 @@ def test_deepspeed_takes_its_configuration(strategy: str) -> None:
         ("fsdp", {"adapter": {"type": "qlora"}}, "cannot spread the quantised weights of qlora"),
         ("zero3", {"adapter": {"type": "qlora"}}, "cannot spread the quantised weights of qlora"),
         ("zero2", {"stability": {"policy": "Rollback"}}, "stability.policy is Rollback"),
+        ("hsdp", {"adapter": {"type": "qlora"}}, "cannot spread the quantised weights of qlora"),
+        ("hsdp", {"stability": {"policy": "Rollback"}}, "stability.policy is Rollback"),
         ("fsdp", {"method": "ebft"}, "method ebft needs the whole model in each process"),
     ],
 )

@@ -59,6 +59,16 @@ def test_gradients_are_clipped_and_dropped(model: Any) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_copies_on_nodes_are_summed_once_a_step(model: Any) -> None:
+    trainer = _Trainer(model, DistributedType.FSDP)
+    summed: list[bool] = []
+    model.set_requires_all_reduce = summed.append
+    for is_last in (False, False, True):
+        trainer.accelerator.sync_gradients = is_last
+        trainer.training_step(model)
+    assert summed == [False, False, True]
+
+
 def test_deepspeed_drops_gradients_itself(model: Any) -> None:
     trainer = _Trainer(model, DistributedType.DEEPSPEED)
     trainer.training_step(model)

@@ -15,7 +15,7 @@ from finetune_api.status import Finding, Preparation
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.server import TrainingCollector
-from finetune_trainer.utilization import flops_budget, flops_per_token, peak_flops
+from finetune_trainer.utilization import flops_budget, flops_per_token
 from unit.api.samples import preparation
 from unit.trainer.builders import make_config, make_plan
 
@@ -94,22 +94,6 @@ def test_no_two_metrics_share_a_name() -> None:
 
 def test_a_board_without_values_is_served() -> None:
     assert {"finetune_step", "finetune_trained_tokens"} <= _families(ProgressBoard()).keys()
-
-
-@pytest.mark.parametrize(
-    ("device", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A10G", 70e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA RTX A6000", 154.8e12),
-        ("cpu", None),
-    ],
-)
-def test_the_peak_goes_by_the_name_of_the_product(device: str, peak: float | None) -> None:
-    assert peak_flops(device) == peak
 
 
 def _shape(**model: Any) -> Preparation:

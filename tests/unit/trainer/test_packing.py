@@ -1,5 +1,6 @@
 """Packed rows: full, and the same training as with each document in a row of its own."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,31 @@ def test_models_that_would_mix_documents_are_refused(
     with pytest.raises(JobFailure, match=f"training.packing is true, but in a {kind} "):
         check_packs(packing, tmp_path)
     check_packs(make_config().spec, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "own"])
+def test_models_with_code_of_their_own_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Nothing is known of what it does, also where it stands in for a model that is known."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", tmp_path / "cache")
+    code = {"AutoModelForCausalLM": "own.Model"}
+    if kind == "own":
+        code["AutoConfig"] = "own.Config"
+        text = "from transformers import PreTrainedConfig\n\nclass Config(PreTrainedConfig):\n"
+        (tmp_path / "own.py").write_text(f"{text}    model_type = 'own'\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": code}))
+    model = {"source": "hf://acme/own", "trustRemoteCode": True}
+    words = r"training\.packing is true, but model\.source hf://acme/own runs Python code"
+    with pytest.raises(JobFailure, match=words):
+        check_packs(make_config(model=model, training={"packing": True}).spec, tmp_path)
+    check_packs(make_config(model=model).spec, tmp_path)
+
+
+def test_code_that_is_not_run_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_packs(make_config(training={"packing": True}).spec, tmp_path)
 
 
 def test_gpus_skip_what_no_token_may_see(site: Site) -> None:

@@ -24,6 +24,9 @@ class LeanTrainer:
             self.model.train = partial(_train, self.model)
             if self.accelerator.distributed_type not in _OWN_WAYS:
                 model.zero_grad = self.optimizer.zero_grad
+        if self.accelerator.distributed_type is DistributedType.FSDP:
+            # With a copy on each node: only the sums of a whole step pass between nodes.
+            model.set_requires_all_reduce(self.accelerator.sync_gradients)
         return super().training_step(model, *args, **kwargs)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - Trainer's signature

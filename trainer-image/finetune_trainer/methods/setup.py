@@ -64,7 +64,7 @@ class Setup:
         """The adapter to make; None when all weights are trained, or one is continued."""
         if hasattr(self.model, "peft_config"):
             return None
-        return lora_config(self.spec.adapter, self.spec.method)
+        return lora_config(self.spec.adapter, self.spec.method, self.model)
 
     def arguments(self) -> dict[str, Any]:
         """Return the fields that the configurations of all methods share."""

@@ -3,23 +3,21 @@
 from finetune_api.failures import Reason
 from finetune_api.spec import SHARDED, FineTuneJobSpec, Method
 from finetune_api.status import Plan
-from finetune_api.trainer import JobFailure
+from finetune_api.trainer import JobFailure, unsupported_rollout
 
 
 def check_supported(spec: FineTuneJobSpec, plan: Plan | None) -> None:
     """Raise JobFailure when the job asks for what the trainer cannot run."""
-    if spec.rollout is not None and spec.rollout.mode in {"server", "colocate"}:
-        raise _failure(
-            f"rollout.mode is {spec.rollout.mode}, which this trainer version cannot do: use "
-            "local, or leave it out."
-        )
+    unsupported = unsupported_rollout(spec)
+    if unsupported is not None:
+        raise _failure(unsupported)
     strategy = plan.strategy if plan else spec.resources.strategy
     _check_sharding(spec, strategy)
 
 
 def _check_sharding(spec: FineTuneJobSpec, strategy: str) -> None:
     quantised = spec.adapter.type == "qlora"
-    if quantised and strategy in {"fsdp", "zero3"}:
+    if quantised and strategy in SHARDED and strategy != "zero2":
         raise _failure(
             f"the strategy is {strategy}, which cannot spread the quantised weights of qlora: set "
             "resources.strategy to ddp or zero2, or use adapter.type lora."
