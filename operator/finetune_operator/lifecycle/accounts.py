@@ -17,7 +17,7 @@ from finetune_api.trainer import Result
 from finetune_operator.lifecycle.job import Job
 from finetune_operator.lifecycle.outcome import outcome_of
 from finetune_operator.lifecycle.pods import Pod
-from finetune_operator.planning import expected_gpu_hours
+from finetune_operator.planning import expected
 
 _DIGITS: Final = 6
 """Of GPU-hours: a few milliseconds, so that the sum of many writes is right."""
@@ -98,12 +98,14 @@ def _usage(job: Job, status: FineTuneJobStatus, added: float, prices: Prices) ->
         return {"usage": before.model_copy(update={"gpu_hours": hours})} if before else {}
     price = prices.per_gpu_hour.get(plan.gpu_product or "")
     if before is not None and plan == job.status.plan:
-        expected = before.expected_gpu_hours
+        awaited, basis = before.expected_gpu_hours, before.expected_basis
     else:
-        expected = expected_gpu_hours(job.spec, status.preparation, plan)
+        found = expected(job.spec, status.preparation, plan)
+        awaited, basis = (found.gpu_hours, found.basis) if found else (None, None)
     usage = Usage(
         gpu_hours=hours,
-        expected_gpu_hours=expected,
+        expected_gpu_hours=awaited,
+        expected_basis=basis,
         cost=None if price is None else round(hours * price, 4),
         currency=None if price is None else prices.currency,
     )

@@ -190,13 +190,13 @@ def _report(draft: Draft, problem: Problem | None) -> None:
     if problem is None:
         draft.conditions.clear(kind, "Resolved")
         return
-    if problem.report_at is not None and draft.now < problem.report_at:
-        draft.wake_at(problem.report_at)
-        return
     before = draft.condition(kind)
     if before is not None and before.reason != problem.reason:
         # One problem is over and another has begun: its time counts from now.
         draft.conditions.clear(kind, "Resolved")
+    if problem.report_at is not None and draft.now < problem.report_at:
+        draft.wake_at(problem.report_at)
+        return
     draft.conditions.set(kind, True, problem.reason, problem.message)
     condition = draft.condition(kind)
     if problem.fatal and condition is not None:

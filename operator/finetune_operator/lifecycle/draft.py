@@ -149,7 +149,7 @@ class Draft:
                 state="Active",
                 start_time=started,
                 plan=plan.summary if plan is not None else None,
-                gpus=plan.gpus if plan is not None else 0,
+                gpus=plan.gpus if plan is not None else None,
             )
         )
 

@@ -284,6 +284,28 @@ def test_what_a_later_version_made_is_told_without_an_error() -> None:
     assert account.status.measured.memory_error is None
 
 
+@pytest.mark.parametrize("left", ["its pod", "nothing"])
+def test_what_was_measured_outlives_its_pods(left: str) -> None:
+    """All that an operator that has started again knows is the job, and the pods that are left."""
+    account = Account()
+    peaks = {"gpu_memory_gib": 20.0, "tokens_per_second": 1e4}
+    failed = with_peaks(failure(Reason.INTERNAL_ERROR), **peaks)
+    first = account.pod(exit_code=70, result=failed, placed=0, finished=HOUR)
+    # The operator was away when it ended.
+    account.step(2 * HOUR, first)
+    measured, count = account.status.measured, sample(f"{ERRORS}_count", **LABELS)
+    assert measured is not None
+    assert measured.memory_error is not None
+    pods = [first] if left == "its pod" else []
+    account.step(3 * HOUR, *pods)
+    account.step(4 * HOUR, *pods, account.pod(2, running=True, placed=3 * HOUR))
+    account.step(5 * HOUR, *pods)
+    assert [one.reason for one in account.status.attempts[1:]] == ["InternalError", "PodDeleted"]
+    assert account.status.measured == measured
+    assert account.used == (3.0, 9.0)
+    assert sample(f"{ERRORS}_count", **LABELS) == count
+
+
 ERRORS = "finetune_operator_plan_memory_error_ratio"
 LABELS: Mapping[str, str] = {
     "method": "sft", "adapter": "lora", "product": "NVIDIA-H100-80GB-HBM3",

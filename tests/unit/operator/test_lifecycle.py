@@ -589,6 +589,16 @@ def test_pod_problem_is_told_and_taken_back(pod: Any, reason: str, words: str) -
     assert life.condition("PodProblem")["status"] == "False"
 
 
+def test_a_problem_that_is_over_is_taken_back_though_another_may_follow() -> None:
+    """A pod that has found its node is still made for a while, which is no problem yet."""
+    life = started()
+    life.step(25, prepared_pod(), make_pod(unschedulable=NO_NODE))
+    placed = make_pod(waiting=("ContainerCreating", ""), created=10)
+    decision = life.step(30, prepared_pod(), placed)
+    assert life.condition("PodProblem")["status"] == "False"
+    assert decision.requeue_after == pytest.approx(40)
+
+
 def test_a_pod_may_be_unschedulable_for_a_moment() -> None:
     life = started()
     before = life.writes

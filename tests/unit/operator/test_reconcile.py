@@ -226,7 +226,8 @@ async def test_gpu_hours_and_cost_go_with_the_write_that_is_made_anyway() -> Non
         await shell.run()
     assert [call for call in shell.api.calls if call[0] != "patch"] == [("event", "Succeeded")]
     usage = shell.status["usage"]
-    assert usage == {"gpuHours": 1.5, "cost": 3.0, "currency": "EUR"}
+    assert (usage["gpuHours"], usage["cost"], usage["currency"]) == (1.5, 3.0, "EUR")
+    assert usage["expectedBasis"] == "Arithmetic"
     assert REGISTRY.get_sample_value(name, labels) == before + 1.5
 
 
