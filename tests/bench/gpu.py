@@ -25,11 +25,13 @@ from typing import Any
 
 import torch
 
+from bench import gpu_models
 from bench.gpu_cases import Case, measured, run_bare, run_ours
 from finetune_api import names
 
 _8B, _7B, _3B, _1B = "Llama-3.1-8B", "Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.2-1B"
 _QWEN2, _QWEN3, _GEMMA3 = "Qwen2.5-1.5B", "Qwen3-1.7B", "gemma-3-1b"
+_MOE, _CUT_MOE = "Qwen1.5-MoE-A2.7B", "Qwen3-30B-A3B-8-layers"
 
 
 def _peak(model: str, job: str, length: int, micro_batch: int, **settings: Any) -> Case:
@@ -76,6 +78,12 @@ _MEMORY = [
     _peak(_8B, "sft lora", 2048, 4, **_FULL),
     _peak(_8B, "sft qlora", 8192, 1, **_FULL),
     _peak(_8B, "dpo lora", 2048, 1),
+    _peak(_MOE, "sft lora", 2048, 2),
+    _peak(_MOE, "sft lora", 4096, 2, **_FULL),
+    _peak(_MOE, "sft qlora", 1024, 2),
+    _peak(_CUT_MOE, "sft lora", 2048, 2, compile="always"),
+    _peak(_CUT_MOE, "sft full", 2048, 4),
+    _peak(_CUT_MOE, "sft full", 8192, 1, **_FULL),
 ]
 
 SUITES = {
@@ -218,8 +226,12 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
     if options.skip:
         cases = [case for case in cases if options.skip not in case.name]
     if options.tiny:
-        cases = [replace(case, model="tiny", length=128, completion=8) for case in cases]
+        cases = [replace(case, model=_tiny(case), length=128, completion=8) for case in cases]
     return list({case.name: case for case in cases}.values())
+
+
+def _tiny(case: Case) -> str:
+    return "tiny-mixture" if gpu_models.SHAPES[case.model].experts else "tiny"
 
 
 def _write(output: Path | None, rows: list[Row]) -> None:

@@ -14,7 +14,9 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from finetune_trainer.durable import write_json
@@ -24,9 +26,30 @@ from unit.trainer.builders import save_tokenizer, write_rows
 _FAMILIES = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
+    "qwen2_moe": Qwen2MoeConfig,
     "qwen3": Qwen3Config,
+    "qwen3_moe": Qwen3MoeConfig,
     "gemma3": Gemma3TextConfig,
 }
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What each layer of a mixture has."""
+
+    count: int
+    per_token: int
+    size: int
+    shared: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return them as Transformers' configurations have them."""
+        shared = {} if self.shared is None else {"shared_expert_intermediate_size": self.shared}
+        return shared | {
+            "num_experts": self.count,
+            "num_experts_per_tok": self.per_token,
+            "moe_intermediate_size": self.size,
+        }
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Shape:
     vocabulary: int
     tied: bool = True
     head_dim: int | None = None
+    experts: Experts | None = None
 
     def config(self) -> PreTrainedConfig:
         """Return it as Transformers has it."""
@@ -59,6 +83,7 @@ class Shape:
             eos_token_id=0,
             pad_token_id=0,
             **width,
+            **(self.experts.options() if self.experts else {}),
         )
         return made
 
@@ -72,6 +97,25 @@ SHAPES = {
     "Qwen2.5-7B": Shape("qwen2", 3584, 18944, 28, 28, 4, 152064, tied=False),
     "Qwen3-1.7B": Shape("qwen3", 2048, 6144, 28, 16, 8, 151936, head_dim=128),
     "gemma-3-1b": Shape("gemma3", 1152, 6912, 26, 4, 1, 262144, head_dim=256),
+    "tiny-mixture": Shape(
+        "qwen3_moe", 64, 128, 2, 4, 2, 260, head_dim=16, experts=Experts(8, 2, 32)
+    ),
+    "Qwen1.5-MoE-A2.7B": Shape(
+        "qwen2_moe", 2048, 5632, 24, 16, 16, 151936, tied=False, experts=Experts(60, 4, 1408, 5632)
+    ),
+    # All weights of the whole one do not fit one GPU.
+    "Qwen3-30B-A3B-8-layers": Shape(
+        "qwen3_moe",
+        2048,
+        6144,
+        8,
+        32,
+        4,
+        151936,
+        tied=False,
+        head_dim=128,
+        experts=Experts(128, 8, 768),
+    ),
 }
 """By the names of the models whose shapes they are."""
 

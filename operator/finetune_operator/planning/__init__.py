@@ -1,16 +1,17 @@
 """From what is asked for and what was measured to a plan; pure, no I/O."""
 
 from finetune_operator.planning.adapt import smaller_plan
-from finetune_operator.planning.duration import expected_gpu_hours
+from finetune_operator.planning.duration import Expected, expected
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.nodes import Node
 from finetune_operator.planning.planner import make_plan
 
 __all__ = [
+    "Expected",
     "Inventory",
     "Node",
     "PlanInfeasibleError",
-    "expected_gpu_hours",
+    "expected",
     "make_plan",
     "smaller_plan",
 ]

@@ -12,6 +12,7 @@ from finetune_operator.planning.planner import first_that_fits
 from finetune_operator.planning.pools import choose, pinned
 from finetune_operator.planning.quantity import from_gib, to_gib
 from finetune_operator.planning.reasons import gpu_name, summarized
+from finetune_operator.planning.rollouts import plan_rollout
 
 
 def smaller_plan(
@@ -70,10 +71,14 @@ def _with_more_gpus(
     try:
         offer = choose(tighter, preparation, inventory, beyond=plan.gpus)
         larger = first_that_fits(offer.spec, preparation, offer.inventory, beyond=plan.gpus)
+        rollout = plan_rollout(spec, preparation, offer.inventory, larger)
     except PlanInfeasibleError:
         return None
     words = f"GPUs {larger.gpus}, {larger.strategy}: out of GPU memory on {plan.gpus}."
-    larger = larger.model_copy(update={"reasons": [*plan.reasons, words]})
+    # The plan may have been for GPUs to be added already.
+    added = [offer.reason] if offer.reason and offer.reason not in plan.reasons else []
+    reasons = [*plan.reasons, *added, words]
+    larger = larger.model_copy(update={"rollout": rollout, "reasons": reasons})
     return summarized(larger, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))
 
 
@@ -86,14 +91,6 @@ def _changed(
     words: str,
 ) -> Plan:
     changed = plan.model_copy(update={**change, "reasons": [*plan.reasons, words]})
-    candidate = Candidate(
-        gpus=changed.gpus,
-        strategy=changed.strategy,
-        micro_batch_size=changed.micro_batch_size,
-        max_length=changed.max_length,
-        checkpointing=changed.gradient_checkpointing,
-        precision=changed.precision,
-        compile=changed.compile,
-    )
-    changed = changed.model_copy(update={"memory": estimate(spec, preparation, candidate)})
+    memory = estimate(spec, preparation, Candidate.of(changed))
+    changed = changed.model_copy(update={"memory": memory})
     return summarized(changed, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))

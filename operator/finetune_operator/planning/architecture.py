@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from finetune_api.experts import COUNTS, experts_of_config
 from finetune_api.sources import JOB_SCHEME
-from finetune_api.status import ModelFacts
+from finetune_api.status import Experts, ModelFacts
 
 Config = Mapping[str, Any]
 """A config.json, or as much of one as the number of weights depends on."""
@@ -91,13 +92,15 @@ def facts_of_config(config: Config) -> ModelFacts:
         )
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    parameters = _parameters(config, family)
+    experts = _experts(config, family)
+    parameters = _parameters(config, family, experts)
     return ModelFacts(
         architecture=(config.get("architectures") or [family.architecture])[0],
         model_type=config["model_type"],
         parameters=parameters,
         hidden_size=hidden,
         intermediate_size=config["intermediate_size"],
+        experts=experts,
         layers=config["num_hidden_layers"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
@@ -174,11 +177,22 @@ def _tied(config: Config, family: Family) -> bool:
     return bool(config.get("tie_word_embeddings", family.tied))
 
 
-def _parameters(config: Config, family: Family) -> int:
+def _experts(config: Config, family: Family) -> Experts | None:
+    if not family.sparse:
+        return None
+    if not any(config.get(name) for name in COUNTS):
+        raise ArchitectureError("config.json has no number num_experts: give --parameters.")
+    return experts_of_config(config)
+
+
+def _parameters(config: Config, family: Family, experts: Experts | None) -> int:
     """Return the number of weights: embedding, decoder layers, last norm and output head."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     embedding = config["vocab_size"] * hidden
-    feed_forward = sum(_feed_forward(config, family, layer) for layer in range(layers))
+    sparse = 0 if experts is None else experts.layers
+    feed_forward = (layers - sparse) * _feed_forward(config)
+    if experts is not None:
+        feed_forward += sparse * _mixture(hidden, experts)
     around = layers * (_attention(config, family) + family.norms * hidden)
     return int(embedding * (1 if _tied(config, family) else 2) + around + feed_forward + hidden)
 
@@ -198,26 +212,17 @@ def _attention(config: Config, family: Family) -> int:
     return int(weights)
 
 
-def _feed_forward(config: Config, family: Family, layer: int) -> int:
+def _feed_forward(config: Config) -> int:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    step = config.get("decoder_sparse_step") or 1
-    routed = (layer + 1) % step == 0 and layer not in (config.get("mlp_only_layers") or ())
-    if family.sparse and routed:
-        return _experts(config)
     biases = 2 * inner + hidden if config.get("mlp_bias") else 0
     return int(3 * hidden * inner + biases)
 
 
-def _experts(config: Config) -> int:
+def _mixture(hidden: int, experts: Experts) -> int:
     """Return the weights of router and experts, and of the expert that sees every token, if any."""
-    hidden = config["hidden_size"]
-    experts = config.get("num_experts") or config.get("num_local_experts")
-    if not experts:
-        raise ArchitectureError("config.json has no number num_experts: give --parameters.")
-    inner = config.get("moe_intermediate_size") or config["intermediate_size"]
-    shared = config.get("shared_expert_intermediate_size") or 0
-    gate = hidden if shared else 0
-    return int(experts * (3 * hidden * inner + hidden) + 3 * hidden * shared + gate)
+    gate = hidden if experts.shared_size else 0
+    routed = experts.count * (3 * hidden * experts.size + hidden)
+    return routed + 3 * hidden * experts.shared_size + gate
 
 
 @cache

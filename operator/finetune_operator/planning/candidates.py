@@ -22,7 +22,8 @@ def candidates(
     length, number = longest_sequence(spec, preparation), precision(spec, "bf16")
     for gpus in counts(spec, inventory):
         compiled = compiles(spec, preparation, gpus, length, number)
-        for strategy in _strategies(spec, gpus):
+        nodes = nodes_of(spec, inventory, gpus)
+        for strategy in _strategies(spec, gpus, nodes):
             for checkpointing in checkpointings(spec, compiled=compiled):
                 for micro_batch in micro_batches(spec, gpus):
                     yield Candidate(
@@ -33,6 +34,7 @@ def candidates(
                         checkpointing=checkpointing,
                         precision=number,
                         compile=compiled,
+                        nodes=nodes,
                     )
 
 
@@ -51,17 +53,38 @@ def checkpointings(spec: FineTuneJobSpec, *, compiled: bool) -> tuple[Checkpoint
 def counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
     """Return the numbers of GPUs to try, fewest first."""
     resources = spec.resources
+    found = _counts(spec, inventory)
+    if resources.strategy == "hsdp":
+        found = _of_several_nodes(spec, inventory, found)
+    if resources.gpu.count != "auto":
+        return found
+    unit = smallest_share(spec)
+    fitting = [count for count in found if spec.training.batch_size % (count * unit) == 0]
+    return fitting or found[:1]
+
+
+def _counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
+    resources = spec.resources
     if resources.gpu.count != "auto":
         return [resources.gpu.count]
     nodes = 1 if resources.nodes == "auto" else resources.nodes
     found = [nodes * count for count in _PER_NODE if count <= inventory.gpus_per_node]
     if resources.nodes == "auto" and resources.workspace.access_mode == "ReadWriteMany":
         found += [more * inventory.gpus_per_node for more in _MORE_NODES]
-    if resources.strategy != "auto":
-        found = [count for count in found if count > 1]
-    unit = smallest_share(spec)
-    fitting = [count for count in found if spec.training.batch_size % (count * unit) == 0]
-    return fitting or found[:1]
+    return found if resources.strategy == "auto" else [count for count in found if count > 1]
+
+
+def _of_several_nodes(spec: FineTuneJobSpec, inventory: Inventory, found: list[int]) -> list[int]:
+    hybrid = [count for count in found if _is_hybrid(count, nodes_of(spec, inventory, count))]
+    if hybrid:
+        return hybrid
+    resources = spec.resources
+    raise PlanInfeasibleError(
+        "resources.strategy is hsdp, which is for several nodes with several GPUs each, but"
+        f" resources.nodes is {resources.nodes}, resources.gpu.count {resources.gpu.count},"
+        f" resources.workspace.accessMode {resources.workspace.access_mode}, and a node has at most"
+        f" {inventory.gpus_per_node} GPUs: use fsdp."
+    )
 
 
 def nodes_of(spec: FineTuneJobSpec, inventory: Inventory, gpus: int) -> int:
@@ -172,7 +195,12 @@ def _divisors(spec: FineTuneJobSpec, share: int) -> list[int]:
     return sizes
 
 
-def _strategies(spec: FineTuneJobSpec, gpus: int) -> list[Strategy]:
+def _is_hybrid(gpus: int, nodes: int) -> bool:
+    """Tell whether there are several nodes with several GPUs each."""
+    return 1 < nodes < gpus
+
+
+def _strategies(spec: FineTuneJobSpec, gpus: int, nodes: int) -> list[Strategy]:
     asked = spec.resources.strategy
     if asked != "auto":
         why_not = unshardable(spec, asked)
@@ -181,4 +209,6 @@ def _strategies(spec: FineTuneJobSpec, gpus: int) -> list[Strategy]:
         return ["single"] if gpus == 1 else [asked]
     if gpus == 1:
         return ["single"]
-    return ["ddp"] if unshardable(spec, "fsdp") else ["ddp", "fsdp"]
+    if unshardable(spec, "fsdp"):
+        return ["ddp"]
+    return ["ddp", "hsdp", "fsdp"] if _is_hybrid(gpus, nodes) else ["ddp", "fsdp"]

@@ -5,9 +5,9 @@ from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Preparation
-from finetune_operator.planning.duration import flops_per_token, training_tokens
+from finetune_operator.planning.duration import REACHED, flops_per_token, training_tokens
 from finetune_operator.planning.memory import Precision
-from finetune_operator.planning.products import PRODUCTS
+from finetune_operator.planning.products import PRODUCTS, UNKNOWN
 
 _SECONDS_OF_A_LAYER: Final = 15 / 32
 """By the first step of Llama-3.1-8B on an H100."""
@@ -15,12 +15,6 @@ _SECONDS_OF_A_LAYER: Final = 15 / 32
 _SAVED: Final[dict[Precision, float]] = {"bf16": 0.08, "float32": 0.08, "float8": 0.25}
 """Share of a step. bf16: measured there with LoRA, in rows of 4096 tokens. Of float32 and float8 it
 is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
-
-_REACHED: Final = 0.4
-"""Share of a GPU's peak that training comes to."""
-
-_UNKNOWN: Final = "NVIDIA-H100-80GB-HBM3"
-"""Taken for a GPU that is not known: few are faster, so that compiling is not chosen too early."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +42,15 @@ def compilation(
     Training takes its arithmetic at the speed that the GPUs reach. Padding, a second sequence in
     each row, reference models and writing completions are left out: they only add to the training.
     """
-    product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[_UNKNOWN])
+    product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[UNKNOWN])
     # GPUs without bf16 train in float32 only, which is slower still.
-    peak = 1e12 * (product.teraflops or PRODUCTS[_UNKNOWN].teraflops or 0)
+    peak = 1e12 * (product.teraflops or PRODUCTS[UNKNOWN].teraflops or 0)
     arithmetic = training_tokens(spec, preparation, max_length) * flops_per_token(
         preparation.model, spec.adapter.type, preparation.dataset.mean_tokens
     )
     return Compilation(
         cost=_SECONDS_OF_A_LAYER * preparation.model.layers,
-        training=arithmetic / (gpus * _REACHED * peak),
+        training=arithmetic / (gpus * REACHED * peak),
         share=_SAVED[number],
     )
 

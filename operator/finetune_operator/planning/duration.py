@@ -1,47 +1,68 @@
-"""How many GPU-hours training takes, by speeds that were measured."""
+"""How many GPU-hours training takes: by speeds that were measured, else by its arithmetic."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from finetune_api import flops
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.flops import multiplied_weights
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Kto, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
-from finetune_operator.planning.architecture import FAMILIES, facts_of_name
+from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.calibration import calibration_of
-from finetune_operator.planning.memory.layers import passed_width
+from finetune_operator.planning.memory.candidate import PAIRED
+from finetune_operator.planning.products import PRODUCTS
+
+REACHED: Final = 0.4
+"""Share of a GPU's bf16 peak that training is taken to come to where nothing was measured."""
 
 _FARTHEST: Final = 4.0
 """Models that take more times the arithmetic of a measured one, or less, are too unlike it."""
 
+_USUAL: Final[Mapping[str, Any]] = {"precision": "bf16", "packed": False}
+"""What a run was where its row does not say."""
 
-def expected_gpu_hours(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> float | None:
-    """Return the GPU-hours of the training steps; None where no like run's speed was measured.
 
-    Like are runs on the same GPU product (tokensPerSecond in its calibration file, of one GPU) with
-    the same kind of adapter, checkpointing and compilation; of those the one whose model is
-    nearest. Speed goes by the arithmetic of a token. Padding, start, evaluation, export and
-    communication between GPUs come on top. Only for sft: other methods count other tokens than
-    their data has.
+@dataclass(frozen=True)
+class Expected:
+    """What the training steps should take."""
+
+    gpu_hours: float
+    basis: Literal["Measured", "Arithmetic"]
+    """Measured: the speed of a like run on this GPU product; Arithmetic: REACHED of its peak."""
+
+
+def expected(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> Expected | None:
+    """Return the GPU-hours of the training steps; None where nothing tells them.
+
+    Like are runs on the same GPU product (tokensPerSecond in its calibration file, of one GPU) of
+    the same method with the same kind of adapter, checkpointing, number format and compilation; of
+    those the one whose model is nearest. Speed goes by the arithmetic of a token. Padding, start,
+    evaluation, export and communication between GPUs come on top. Of methods that write completions
+    that is most of the time, so that there is none for them, nor for GPUs that are not known.
     """
-    if spec.method is not Method.SFT:
+    product = PRODUCTS.get(plan.gpu_product or "")
+    if spec.method in ONLINE or not plan.gpus or product is None or product.teraflops is None:
         return None
-    needed = flops_per_token(preparation.model, spec.adapter.type, preparation.dataset.mean_tokens)
-    speeds = {ratio: speed for ratio, speed in _alike(spec, plan, needed) if ratio <= _FARTHEST}
-    if not speeds:
-        return None
-    return training_tokens(spec, preparation, plan.max_length) / speeds[min(speeds)] / 3600
+    needed = _arithmetic(spec, plan, preparation.model, preparation.dataset.mean_tokens)
+    tokens = training_tokens(spec, preparation, plan.max_length)
+    tokens *= 2 if spec.method in PAIRED else 1
+    nearest = min(_alike(spec, plan, needed), default=None)
+    if nearest is not None and nearest[0] <= _FARTHEST:
+        return Expected(tokens / nearest[1] / 3600, "Measured")
+    return Expected(tokens * needed / (REACHED * product.teraflops * 1e12) / 3600, "Arithmetic")
 
 
 def _alike(spec: FineTuneJobSpec, plan: Plan, needed: float) -> Iterator[tuple[float, float]]:
     """Yield how far each measured run is from the job, and the speed of the job by it."""
     product = plan.gpu_product or ""
     calibration = calibration_of(product)
-    if product not in calibration.products or not plan.gpus:
+    if product not in calibration.products:
         return
     for run in calibration.runs:
         known = facts_of_name(run["model"])
         if "tokensPerSecond" in run and known is not None and _fits(run, spec, plan):
-            measured = flops_per_token(known[1], run["adapter"], run["length"])
+            measured = _arithmetic(spec, plan, known[1], run["length"])
             speed = run["tokensPerSecond"] * measured / needed
             yield max(needed / measured, measured / needed), speed
 
@@ -52,27 +73,30 @@ def _fits(run: Mapping[str, Any], spec: FineTuneJobSpec, plan: Plan) -> bool:
         "adapter": spec.adapter.type,
         "checkpointing": plan.gradient_checkpointing,
         "compiled": plan.compile,
+        "precision": plan.precision,
+        "packed": spec.training.packing,
     }
-    return same.items() <= run.items()
+    return same.items() <= {**_USUAL, **run}.items()
+
+
+def _arithmetic(spec: FineTuneJobSpec, plan: Plan, model: ModelFacts, length: float) -> float:
+    """Return the FLOPs that a GPU computes for one token of a model, in a row of a length.
+
+    Beside training that are further forward passes: of the reference (dpo, kto), of policy and
+    reference on the mismatched pairs of the kto loss (arXiv 2402.01306, section 4.1), and of what
+    checkpointing computes again.
+    """
+    compares = (spec.kto or Kto()).loss == "kto"
+    passes = {Method.DPO: 1, Method.KTO: 3 if compares else 1}.get(spec.method, 0)
+    passes += plan.gradient_checkpointing != "none"
+    attended = model.layers * model.heads * model.head_dim * length
+    forward = 2 * (multiplied_weights(model) + attended)
+    return flops_per_token(model, spec.adapter.type, length) + passes * forward
 
 
 def flops_per_token(model: ModelFacts, adapter: str, length: float) -> float:
     """Return the FLOPs of training on one token in a row of a length."""
     return flops.flops_per_token(model, multiplied_weights(model), length, full=adapter == "full")
-
-
-def multiplied_weights(model: ModelFacts) -> int:
-    """Return the weights that a token is multiplied by; an embedding only looks rows up.
-
-    Of a mixture of experts that are the experts that it passes through.
-    """
-    embedding = model.vocabulary * model.hidden_size
-    family = FAMILIES.get(model.model_type)
-    if family is None or not family.sparse:
-        return model.parameters - (0 if model.tied_embeddings else embedding)
-    attention = 2 * model.hidden_size * model.head_dim * (model.heads + model.kv_heads)
-    feed_forward = 3 * model.hidden_size * passed_width(model)
-    return model.layers * (attention + feed_forward) + embedding
 
 
 def training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:

@@ -7,7 +7,6 @@ from finetune_operator.planning.candidates import (
     counts,
     longest_sequence,
     micro_batches,
-    nodes_of,
     precision,
 )
 from finetune_operator.planning.compilation import why_compiled
@@ -28,19 +27,21 @@ from finetune_operator.planning.reasons import (
     why_not,
     why_not_packed,
 )
+from finetune_operator.planning.rollouts import check_rollout, plan_rollout
 from finetune_operator.planning.search import search
 
 
 def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Inventory) -> Plan:
     """Return the plan for a prepared job; PlanInfeasibleError when there is none."""
     if spec.resources.gpu.count == 0:
+        check_rollout(spec, preparation, inventory)
         return _cpu_plan(spec, preparation, longest_sequence(spec, preparation))
     check_product(spec)
     offer = choose(spec, preparation, inventory)
     plan = first_that_fits(offer.spec, preparation, offer.inventory, beyond=0)
-    if offer.reason is None:
-        return plan
-    return plan.model_copy(update={"reasons": [offer.reason, *plan.reasons]})
+    rollout = plan_rollout(offer.spec, preparation, offer.inventory, plan)
+    reasons = plan.reasons if offer.reason is None else [offer.reason, *plan.reasons]
+    return plan.model_copy(update={"rollout": rollout, "reasons": reasons})
 
 
 def first_that_fits(
@@ -51,8 +52,7 @@ def first_that_fits(
     found = search(spec, preparation, inventory, beyond=beyond)
     if found.fit is not None:
         candidate, memory = found.fit
-        nodes = nodes_of(spec, inventory, candidate.gpus)
-        return _gpu_plan(spec, preparation, candidate, nodes, memory, limit)
+        return _gpu_plan(spec, preparation, candidate, memory, limit)
     if found.smallest is None:
         raise PlanInfeasibleError(f"resources.gpu.count allows no more than {beyond} GPUs.")
     ways = ways_out(spec, preparation, inventory)
@@ -64,17 +64,16 @@ def _gpu_plan(
     spec: FineTuneJobSpec,
     preparation: Preparation,
     candidate: Candidate,
-    nodes: int,
     memory: Memory,
     limit: float,
 ) -> Plan:
-    per_node = candidate.gpus // nodes
+    per_node = candidate.gpus // candidate.nodes
     product = spec.resources.gpu.product
     plan = Plan(
         summary="",
         gpu_product=None if product == "auto" else product,
         gpus=candidate.gpus,
-        nodes=nodes,
+        nodes=candidate.nodes,
         gpus_per_node=per_node,
         strategy=candidate.strategy,
         micro_batch_size=candidate.micro_batch_size,

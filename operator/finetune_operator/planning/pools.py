@@ -82,7 +82,7 @@ def choose(
         return replace(
             best, reason=f"GPU {product}: the nodes have too few now, so more have to be added."
         )
-    return max(larger, key=lambda offer: gpu_memory(offer.spec, offer.inventory))
+    return max(larger, key=_capacity)
 
 
 def pinned(spec: FineTuneJobSpec, product: str | None) -> FineTuneJobSpec:
@@ -146,8 +146,12 @@ def _present(pool: Pool, inventory: Inventory) -> Inventory:
 
 
 def _grown(pool: Pool, inventory: Inventory) -> Inventory:
-    """Return what a pool would be if an autoscaler added to it."""
-    return Inventory(inventory.gpu_memory_gib, max(pool.gpus_per_node, inventory.gpus_per_node))
+    """Return what a pool would be if an autoscaler added more nodes like those there."""
+    return Inventory(inventory.gpu_memory_gib, pool.gpus_per_node)
+
+
+def _capacity(offer: Offer) -> tuple[float, int]:
+    return gpu_memory(offer.spec, offer.inventory), offer.inventory.gpus_per_node
 
 
 def _why(spec: FineTuneJobSpec, best: Offer, fit: Sequence[Pool]) -> str | None:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_api.gpus import teraflops
+
 
 @dataclass(frozen=True)
 class Product:
@@ -12,7 +14,9 @@ class Product:
     mebibytes: int
     """Memory that the driver reports, as in the node label nvidia.com/gpu.memory."""
     teraflops: float | None
-    """Dense bf16 TFLOP/s, from NVIDIA's data sheets; None: it does not compute in bf16."""
+    """Dense bf16 TFLOP/s; None: it does not compute in bf16."""
+    bandwidth: int
+    """Memory bandwidth in GB/s, from NVIDIA's data sheets."""
     float8: bool = False
     """Whether it multiplies in float8 (compute capability 8.9 and later)."""
 
@@ -27,28 +31,34 @@ class Product:
         return self.mebibytes / 1024
 
 
-PRODUCTS: Final[dict[str, Product]] = {
-    "Tesla-T4": Product(15360, None),
-    "Tesla-V100-SXM2-16GB": Product(16384, None),
-    "Tesla-V100-SXM2-32GB": Product(32768, None),
-    "NVIDIA-A10": Product(23028, 125),
-    "NVIDIA-A10G": Product(23028, 70),
-    "NVIDIA-L4": Product(23034, 121, float8=True),
-    "NVIDIA-GeForce-RTX-3090": Product(24576, 71),
-    "NVIDIA-GeForce-RTX-4090": Product(24564, 165, float8=True),
-    "NVIDIA-A100-SXM4-40GB": Product(40960, 312),
-    "NVIDIA-A100-PCIE-40GB": Product(40960, 312),
-    "NVIDIA-A40": Product(46068, 149.7),
-    "NVIDIA-L40S": Product(46068, 362, float8=True),
-    "NVIDIA-RTX-A6000": Product(49140, 154.8),
-    "NVIDIA-A100-SXM4-80GB": Product(81920, 312),
-    "NVIDIA-A100-80GB-PCIe": Product(81920, 312),
-    "NVIDIA-H100-80GB-HBM3": Product(81559, 989, float8=True),
-    "NVIDIA-H100-PCIe": Product(81559, 756, float8=True),
-    "NVIDIA-H200": Product(143771, 989, float8=True),
-    "NVIDIA-B200": Product(183359, 2250, float8=True),
+PRODUCTS: Final = {
+    name: Product(mebibytes, teraflops(name), bandwidth, float8=float8)
+    for name, mebibytes, bandwidth, float8 in (
+        ("Tesla-T4", 15360, 320, False),
+        ("Tesla-V100-SXM2-16GB", 16384, 900, False),
+        ("Tesla-V100-SXM2-32GB", 32768, 900, False),
+        ("NVIDIA-A10", 23028, 600, False),
+        ("NVIDIA-A10G", 23028, 600, False),
+        ("NVIDIA-L4", 23034, 300, True),
+        ("NVIDIA-GeForce-RTX-3090", 24576, 936, False),
+        ("NVIDIA-GeForce-RTX-4090", 24564, 1008, True),
+        ("NVIDIA-A100-SXM4-40GB", 40960, 1555, False),
+        ("NVIDIA-A100-PCIE-40GB", 40960, 1555, False),
+        ("NVIDIA-A40", 46068, 696, False),
+        ("NVIDIA-L40S", 46068, 864, True),
+        ("NVIDIA-RTX-A6000", 49140, 768, False),
+        ("NVIDIA-A100-SXM4-80GB", 81920, 2039, False),
+        ("NVIDIA-A100-80GB-PCIe", 81920, 1935, False),
+        ("NVIDIA-H100-80GB-HBM3", 81559, 3350, True),
+        ("NVIDIA-H100-PCIe", 81559, 2000, True),
+        ("NVIDIA-H200", 143771, 4800, True),
+        ("NVIDIA-B200", 183359, 8000, True),
+    )
 }
 """By their names in the node label nvidia.com/gpu.product, smallest first."""
+
+UNKNOWN: Final = "NVIDIA-H100-80GB-HBM3"
+"""Whose speed is taken for a GPU that is not known: few are faster."""
 
 _SLICE: Final = re.compile(r"-MIG-\d+g\.\d+gb|-SHARED$")
 

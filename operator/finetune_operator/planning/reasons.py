@@ -84,10 +84,19 @@ def _strategy(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:
         return []
     if spec.resources.strategy != "auto":
         return [f"Strategy {candidate.strategy}: as asked for."]
-    fits = "one copy of the model fits each GPU"
-    if candidate.strategy == "fsdp":
-        fits = "no GPU holds a copy of its own, so weights are spread over all of them"
-    return [f"Strategy {candidate.strategy}: {fits}."]
+    return [f"Strategy {candidate.strategy}: {_fits(candidate)}."]
+
+
+def _fits(candidate: Candidate) -> str:
+    if candidate.strategy == "ddp":
+        return "one copy of the model fits each GPU"
+    if candidate.strategy == "hsdp":
+        return (
+            "no GPU holds a copy of its own, but those of one node do together, so weights stay"
+            " within the node and only gradients pass between nodes"
+        )
+    who = "node" if 1 < candidate.nodes < candidate.gpus else "GPU"
+    return f"no {who} holds a copy of its own, so weights are spread over all of them"
 
 
 def why_not(

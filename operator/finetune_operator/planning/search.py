@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory, Preparation
-from finetune_operator.planning.candidates import candidates, nodes_of
+from finetune_operator.planning.candidates import candidates
 from finetune_operator.planning.inventory import USABLE, Inventory, gpu_memory
 from finetune_operator.planning.memory import Candidate, estimate
+from finetune_operator.planning.rollouts import check_rollout, hosts
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ def search(
     Candidates come in one order whatever the memory, and more memory only adds to those that fit:
     it never makes the plan worse. PlanInfeasibleError when what is asked for is at odds.
     """
+    if not beyond:
+        # A trainer on more GPUs keeps its servers, which fitted.
+        check_rollout(spec, preparation, inventory)
     limit = gpu_memory(spec, inventory) * USABLE
     totals: list[float] = []
     for candidate in candidates(spec, preparation, inventory):
-        if candidate.gpus <= beyond:
+        if candidate.gpus <= beyond or not hosts(spec, candidate):
             continue
-        nodes = nodes_of(spec, inventory, candidate.gpus)
-        if inventory.most_nodes is not None and nodes > inventory.most_nodes:
+        if inventory.most_nodes is not None and candidate.nodes > inventory.most_nodes:
             continue
         memory = estimate(spec, preparation, candidate)
         if memory.total <= limit:

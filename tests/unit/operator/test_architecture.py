@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from finetune_api.experts import experts_of_config
+from finetune_api.status import Experts
 from finetune_operator.planning.architecture import (
     FAMILIES,
     ArchitectureError,
@@ -61,6 +63,25 @@ def test_weights_are_counted_as_transformers_builds_them(
     assert facts.tied_embeddings == config.tie_word_embeddings
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert (facts.head_dim, facts.kv_heads) == (head_dim, config.num_key_value_heads)
+    assert facts.experts == built_experts(model)
+    # As the trainer reads them, from all that Transformers knows.
+    assert facts.experts == experts_of_config(config.to_dict())
+
+
+def built_experts(model: Any) -> Experts | None:
+    blocks = [layer.mlp for layer in model.get_decoder().layers if hasattr(layer.mlp, "experts")]
+    if not blocks:
+        return None
+    count, _, size = blocks[0].experts.down_proj.shape
+    shared = getattr(blocks[0], "shared_expert", None)
+    return Experts(
+        count=count,
+        per_token=blocks[0].gate.top_k,
+        # Transformers has the inputs of a layer last.
+        size=size,
+        shared_size=shared.up_proj.out_features if shared else 0,
+        layers=len(blocks),
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,6 +35,7 @@ from finetune_operator.planning.memory import Candidate, activations, layers
 from finetune_operator.planning.memory.candidate import batch_of
 from finetune_operator.planning.memory.estimate import held
 from finetune_operator.planning.memory.rollout import generation
+from finetune_trainer.adapter import lora_config
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.device import Device
 from finetune_trainer.methods import module_of
@@ -58,6 +59,17 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 0,
     "pad_token_id": 0,
+}
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 192},
+    "qwen2_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 192,
+        "shared_expert_intermediate_size": 320,
+    },
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192},
 }
 
 
@@ -113,6 +125,8 @@ class Case:
     equal: bool = True
     """Whether all rows are equally long."""
     lora: Any = None
+    change: Any = None
+    """Of the shape."""
     cpu: bool = False
     """Whether it runs as it would without a GPU: in float32, and with nothing replaced."""
 
@@ -126,7 +140,9 @@ class Case:
 
     @property
     def shape(self) -> Any:
-        return CONFIG_MAPPING[self.family](**SHAPE | {"vocab_size": self.vocabulary})
+        mixture = MIXTURES.get(self.family, {})
+        change = {"vocab_size": self.vocabulary} | (self.change or {})
+        return CONFIG_MAPPING[self.family](**SHAPE | mixture | change)
 
     @property
     def config(self) -> TrainerConfig:
@@ -276,6 +292,8 @@ def parts(case: Case) -> dict[str, float]:
     return held(case.config.spec, preparation_of(case), candidate_of(case))
 
 
+EXPERTS = {"targetModules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]}
+
 CASES = {
     "lora": Case(),
     "lora of some layers": Case(lora={"rank": 32, "targetModules": ["q_proj", "v_proj"]}),
@@ -300,6 +318,36 @@ CASES = {
     "gemma3": Case(family="gemma3_text"),
     "gemma3 full": Case(adapter="full", family="gemma3_text"),
     "phi3": Case(family="phi3"),
+    "mixture": Case(family="qwen3_moe"),
+    "mixture full": Case(adapter="full", family="qwen3_moe"),
+    "mixture, checkpointing": Case(checkpointing="full", family="qwen3_moe", length=512),
+    "mixture, selective": Case(checkpointing="selective", family="qwen3_moe", length=512),
+    "mixture full, checkpointing": Case("sft", "full", "full", family="qwen3_moe", length=512),
+    "mixture full with accumulation": Case(adapter="full", accumulation=2, family="qwen3_moe"),
+    "mixture, its experts adapted": Case(family="qwen3_moe", lora=EXPERTS),
+    "mixture, its experts adapted, checkpointing": Case(
+        family="qwen3_moe", lora=EXPERTS, checkpointing="full", length=512
+    ),
+    "mixture, its many experts adapted": Case(
+        family="qwen3_moe",
+        lora=EXPERTS,
+        checkpointing="full",
+        length=128,
+        change={"num_experts": 32},
+    ),
+    "mixture with dense layers": Case(family="qwen3_moe", change={"mlp_only_layers": [1, 4]}),
+    "mixture with dense layers full": Case(
+        adapter="full", family="qwen3_moe", change={"mlp_only_layers": [1, 4]}
+    ),
+    "mixture dpo": Case("dpo", micro_batch=1, family="qwen3_moe"),
+    "mixture dpo full": Case("dpo", "full", micro_batch=1, family="qwen3_moe"),
+    "mixture grpo": Case("grpo", micro_batch=4, family="qwen3_moe"),
+    "mixtral": Case(family="mixtral"),
+    "mixtral full": Case(adapter="full", family="mixtral"),
+    "mixtral, checkpointing": Case(checkpointing="full", family="mixtral", length=512),
+    "shared expert": Case(family="qwen2_moe"),
+    "shared expert full": Case(adapter="full", family="qwen2_moe"),
+    "shared expert, checkpointing": Case(checkpointing="full", family="qwen2_moe", length=512),
 }
 
 
@@ -311,9 +359,10 @@ def test_the_closed_form_is_within_two_percent_of_a_trace(
     compare(CASES[name], tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_without_a_gpu_it_is_too(adapter: str, tokenizer: Any, tmp_path: Path) -> None:
-    compare(Case(adapter=adapter, cpu=True), tokenizer, tmp_path)
+def test_without_a_gpu_it_is_too(adapter: str, family: str, tokenizer: Any, tmp_path: Path) -> None:
+    compare(Case(adapter=adapter, family=family, cpu=True), tokenizer, tmp_path)
 
 
 def compare(case: Case, tokenizer: Any, folder: Path) -> None:
@@ -324,16 +373,16 @@ def compare(case: Case, tokenizer: Any, folder: Path) -> None:
     assert sum(planned.values()) == pytest.approx(peak, rel=0.02)
 
 
+@pytest.mark.parametrize("family", ["llama", *MIXTURES])
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_writing_completions_is_within_five_percent(adapter: str) -> None:
-    case = Case("grpo", adapter, micro_batch=4)
+def test_writing_completions_is_within_five_percent(adapter: str, family: str) -> None:
+    case = Case("grpo", adapter, micro_batch=4, family=family)
     spec = case.config.spec.model_copy(update={"generation": Generation(max_completion_length=64)})
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(
-        CONFIG_MAPPING["llama"](**SHAPE), dtype=case.dtype
-    )
-    if adapter == "lora":
-        model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
+    model: Any = AutoModelForCausalLM.from_config(case.shape, dtype=case.dtype)
+    lora = lora_config(spec.adapter, spec.method, model)
+    if lora is not None:
+        model = get_peft_model(model, lora)
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 # As the trainer has it.
@@ -351,13 +400,22 @@ def test_writing_completions_is_within_five_percent(adapter: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "family"), [("lora", "llama"), ("full", "llama"), ("full", "gemma3_text")]
+    ("adapter", "family"),
+    [
+        ("lora", "llama"),
+        ("full", "llama"),
+        ("full", "gemma3_text"),
+        ("lora", "qwen3_moe"),
+        ("full", "qwen3_moe"),
+    ],
 )
 def test_compiled_layers_save_what_the_closed_form_says(adapter: str, family: str) -> None:
     case = Case(adapter=adapter, family=family, micro_batch=1)
     candidate = replace(candidate_of(case), compile=True)
     batch = batch_of(case.config.spec, preparation_of(case), candidate)
-    planned = layers.saved(case.config.spec, preparation_of(case).model, candidate, batch)
+    model = preparation_of(case).model
+    sparse = model.experts is not None
+    planned = layers.saved(case.config.spec, model, candidate, batch, sparse=sparse)
     three, two = (saved_in_forward(case, count) for count in (3, 2))
     assert planned == pytest.approx((three - two) / batch.tokens, rel=0.005)
 
@@ -367,11 +425,11 @@ def saved_in_forward(case: Case, count: int) -> int:
 
     The compiler decides what to save before it makes code for a device: none is made here.
     """
-    shape = CONFIG_MAPPING[case.family](**SHAPE | {"num_hidden_layers": count})
+    shape = replace(case, change={"num_hidden_layers": count}).shape
     model: Any = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     decoder = model.get_decoder()
-    if case.adapter == "lora":
-        lora = LoraConfig(r=16, target_modules="all-linear")
+    lora = lora_config(case.config.spec.adapter, Method.SFT, model)
+    if lora is not None:
         model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     torch.compiler.reset()
     for layer in decoder.layers:

@@ -27,9 +27,12 @@ JOBS: list[dict[str, Any]] = [
 ]
 
 
-def place(parts: dict[str, Any], memory: int) -> int | None:
+TWO_NODES = {"nodes": 2, "workspace": {"accessMode": "ReadWriteMany"}}
+
+
+def place(parts: dict[str, Any], memory: int, where: dict[str, Any]) -> int | None:
     """Return the place of the plan among all candidates, cheapest first; None when none fits."""
-    spec = make_spec(**parts, resources={"gpu": {"memory": f"{memory}Gi"}})
+    spec = make_spec(**parts, resources={"gpu": {"memory": f"{memory}Gi"}, **where})
     ways = list(candidates(spec, make_preparation(), Inventory()))
     try:
         plan = make_plan(spec, make_preparation(), Inventory())
@@ -43,13 +46,19 @@ def place(parts: dict[str, Any], memory: int) -> int | None:
         checkpointing=plan.gradient_checkpointing,
         precision=plan.precision,
         compile=plan.compile,
+        nodes=plan.nodes,
     )
     return ways.index(chosen)
 
 
+@pytest.mark.parametrize("where", [{}, TWO_NODES], ids=["auto", "two nodes"])
 @pytest.mark.parametrize("parts", JOBS, ids=str)
-def test_more_memory_never_makes_the_plan_worse(parts: dict[str, Any]) -> None:
-    places = [place(parts, memory) for memory in (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)]
+def test_more_memory_never_makes_the_plan_worse(
+    parts: dict[str, Any], where: dict[str, Any]
+) -> None:
+    places = [
+        place(parts, memory, where) for memory in (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+    ]
     found = [found for found in places if found is not None]
     assert found == sorted(found, reverse=True)
     assert places[-1] is not None

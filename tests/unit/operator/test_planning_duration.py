@@ -1,12 +1,13 @@
-"""How long training takes, by speeds that were measured."""
+"""How long training takes, by speeds that were measured, else by arithmetic."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from finetune_api import flops
 from finetune_api.status import Plan
-from finetune_operator.planning import duration, expected_gpu_hours
+from finetune_operator.planning import Expected, duration, expected
 from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.calibration import calibration_of
 from unit.operator.builders import make_plan_of, make_preparation, make_spec
@@ -21,13 +22,13 @@ EIGHT_B = facts_of_name("meta-llama/Llama-3.1-8B")
 SIXTEEN_SECONDS_OF_TOKENS = 16 * 10_000
 
 
-def hours(
+def expect(
     monkeypatch: pytest.MonkeyPatch,
     *runs: dict[str, Any],
     plan: dict[str, Any] | None = None,
     product: str = H100,
     **parts: Any,
-) -> float | None:
+) -> Expected | None:
     """Return the expected GPU-hours of 160,000 tokens in rows of 200, with these measured runs."""
     calibration = replace(calibration_of(H100), runs=runs)
     monkeypatch.setattr(duration, "calibration_of", lambda _: calibration)
@@ -39,7 +40,15 @@ def hours(
     facts = preparation.dataset.model_copy(update={"tokens": SIXTEEN_SECONDS_OF_TOKENS})
     preparation = preparation.model_copy(update={"model": EIGHT_B[1], "dataset": facts})
     known = {"gradient_checkpointing": "none", "compile": False}
-    return expected_gpu_hours(spec, preparation, made.model_copy(update=known | (plan or {})))
+    return expected(spec, preparation, made.model_copy(update=known | (plan or {})))
+
+
+def hours(monkeypatch: pytest.MonkeyPatch, *runs: dict[str, Any], **parts: Any) -> float:
+    """Return the GPU-hours, which these runs have measured."""
+    found = expect(monkeypatch, *runs, **parts)
+    assert found is not None
+    assert found.basis == "Measured"
+    return found.gpu_hours
 
 
 def test_the_tokens_of_all_epochs_at_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,13 +59,14 @@ def test_the_tokens_of_all_epochs_at_the_measured_speed(monkeypatch: pytest.Monk
 
 def test_steps_win_over_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"maxSteps": 50, "batchSize": 8, "epochs": 3}
-    expected = 50 * 8 * 200 / 10_000 / 3600
-    assert hours(monkeypatch, RUN, training=steps) == pytest.approx(expected)
+    wanted = 50 * 8 * 200 / 10_000 / 3600
+    assert hours(monkeypatch, RUN, training=steps) == pytest.approx(wanted)
 
 
 def test_packed_rows_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"maxSteps": 50, "batchSize": 8, "packing": True, "maxLength": 4096}
-    found = hours(monkeypatch, RUN, training=steps, plan={"max_length": 4096})
+    packed = RUN | {"packed": True}
+    found = hours(monkeypatch, packed, training=steps, plan={"max_length": 4096})
     assert found == pytest.approx(50 * 8 * 4096 / 10_000 / 3600)
 
 
@@ -64,13 +74,16 @@ def test_several_gpus_take_as_many_gpu_hours(monkeypatch: pytest.MonkeyPatch) ->
     assert hours(monkeypatch, RUN, plan={"gpus": 4}) == pytest.approx(16 / 3600)
 
 
+def test_a_pair_is_two_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = RUN | {"method": "dpo"}
+    assert hours(monkeypatch, pairs, method="dpo") == pytest.approx(32 / 3600)
+
+
 def test_a_larger_model_takes_longer_and_the_nearest_run_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     smaller = RUN | {"model": "meta-llama/Llama-3.2-3B", "tokensPerSecond": 20_000}
-    found = hours(monkeypatch, smaller)
-    assert found is not None
-    assert found > 1.5 * 8 / 3600
+    assert hours(monkeypatch, smaller) > 1.5 * 8 / 3600
     assert hours(monkeypatch, smaller, RUN) == pytest.approx(16 / 3600)
 
 
@@ -83,21 +96,53 @@ def test_a_larger_model_takes_longer_and_the_nearest_run_counts(
         {"adapter": "full"},
         {"checkpointing": "full"},
         {"compiled": True},
+        {"precision": "float8"},
+        {"packed": True},
     ],
 )
 def test_a_run_that_is_unlike_the_job_tells_nothing(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hours(monkeypatch, RUN | change) is None
+    found = expect(monkeypatch, RUN | change)
+    assert found is not None
+    assert found.basis == "Arithmetic"
+
+
+def by_arithmetic(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> float:
+    """Return the GPU-hours without a run that was measured."""
+    found = expect(monkeypatch, **parts)
+    assert found is not None
+    assert found.basis == "Arithmetic"
+    return found.gpu_hours
+
+
+def test_without_a_like_run_the_arithmetic_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4 FLOPs for each of 7.5 billion weights that a token is multiplied by, and attention.
+    flops = 16 * 10_000 * (4 * 7.505e9 + 6 * 32 * 4096 * 200)
+    found = by_arithmetic(monkeypatch)
+    assert found == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=1e-3)
+    slower = by_arithmetic(monkeypatch, plan={"gpu_product": "NVIDIA-L4"})
+    assert slower == pytest.approx(found * 989 / 121)
+
+
+def test_further_forward_passes_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = by_arithmetic(monkeypatch)
+    assert by_arithmetic(monkeypatch, method="dpo") == pytest.approx(2 * 1.5 * once, rel=0.01)
+    assert by_arithmetic(monkeypatch, method="kto") == pytest.approx(2.5 * once, rel=0.01)
+    again = {"gradient_checkpointing": "full"}
+    assert by_arithmetic(monkeypatch, plan=again) == pytest.approx(1.5 * once, rel=0.01)
 
 
 def test_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     without = {name: value for name, value in RUN.items() if name != "tokensPerSecond"}
-    assert hours(monkeypatch, without) is None
-    assert hours(monkeypatch, RUN, plan={"gpu_product": "NVIDIA-L4"}) is None
-    assert hours(monkeypatch, RUN, plan={"gpu_product": None}) is None
-    assert hours(monkeypatch, RUN, plan={"gpus": 0}) is None
-    assert hours(monkeypatch, RUN, method="dpo") is None
+    found = expect(monkeypatch, without)
+    assert found is not None
+    assert found.basis == "Arithmetic"
+    assert expect(monkeypatch, RUN, plan={"gpu_product": None}) is None
+    assert expect(monkeypatch, RUN, plan={"gpu_product": "NVIDIA-Next"}) is None
+    assert expect(monkeypatch, RUN, plan={"gpus": 0}) is None
+    rewards = [{"name": "short", "builtin": "length"}]
+    assert expect(monkeypatch, RUN, method="grpo", rewards=rewards) is None
 
 
 @pytest.mark.parametrize(
@@ -116,5 +161,5 @@ def test_a_token_is_multiplied_by_as_many_weights_as_the_models_makers_say(
     assert named is not None
     model = named[1]
     looked_up = model.vocabulary * model.hidden_size
-    found = duration.multiplied_weights(model) + looked_up
+    found = flops.multiplied_weights(model) + looked_up
     assert found == pytest.approx(billions * 1e9, rel=0.02)

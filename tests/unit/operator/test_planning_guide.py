@@ -10,10 +10,8 @@ import pytest
 from finetune_api.status import Plan, Preparation
 from finetune_operator.planning import Inventory, make_plan
 from finetune_operator.planning.architecture import facts_of_name
-from finetune_operator.planning.vllm import smallest_server
 from unit.operator.builders import make_preparation, make_spec
 
-CONCURRENT_TOKENS = 16 * 1024
 SHARED = {"accessMode": "ReadWriteMany"}
 REWARD = [{"name": "length", "builtin": "length"}]
 
@@ -65,22 +63,32 @@ def test_sizes_and_adapters(model: str, adapter: str, memory: str, gpus: int) ->
 @pytest.mark.parametrize(
     ("model", "adapter", "memory", "trainers", "servers"),
     [
+        # The guides say 1 + 1.
+        ("Qwen/Qwen2.5-0.5B", "lora", "24Gi", 1, 1),
         ("meta-llama/Llama-3.2-3B", "lora", "24Gi", 1, 1),
+        ("meta-llama/Llama-3.1-8B", "lora", "80Gi", 1, 1),
         ("meta-llama/Llama-3.1-8B", "full", "80Gi", 1, 1),
+        # The guides say 1 to 2 + 1 to 2.
         ("Qwen/Qwen2.5-14B", "lora", "80Gi", 1, 1),
-        ("Qwen/Qwen2.5-32B", "lora", "80Gi", 2, 1),
-        ("meta-llama/Llama-3.1-70B", "lora", "80Gi", 4, 2),
+        # The guides say 2 to 4 + 2 to 4.
+        ("Qwen/Qwen2.5-32B", "lora", "80Gi", 1, 1),
+        ("meta-llama/Llama-3.1-70B", "lora", "80Gi", 4, 4),
     ],
 )
 def test_trainers_and_servers_of_grpo(
     model: str, adapter: str, memory: str, trainers: int, servers: int
 ) -> None:
-    plan = plan_of(model, memory, method="grpo", adapter={"type": adapter}, rewards=REWARD)
+    plan = plan_of(
+        model,
+        memory,
+        method="grpo",
+        adapter={"type": adapter},
+        rewards=REWARD,
+        rollout={"mode": "server"},
+    )
     assert plan.gpus == trainers
-    gib = float(memory.removesuffix("Gi"))
-    server = smallest_server(preparation_of(model).model, gib, CONCURRENT_TOKENS)
-    assert server is not None
-    assert server.tensor_parallel_size == servers
+    assert plan.rollout is not None
+    assert plan.rollout.gpus == servers
 
 
 @pytest.mark.parametrize(

@@ -169,11 +169,22 @@ def test_memory_that_is_asked_for_without_a_product_is_not_looked_up() -> None:
 
 
 def test_more_gpus_than_there_are_is_a_reason_and_no_refusal() -> None:
-    several: dict[str, Any] = {"resources": {"gpu": {"count": 4}}}
-    assert MORE not in said(plan_on(node(L4, 4), adapter={"type": "qlora"}, **several))
-    plan = plan_on(node(L4, 2), adapter={"type": "qlora"}, **several)
-    assert (plan.gpus, plan.nodes) == (4, 1)
+    several: dict[str, Any] = {"gpu": {"count": 4}, "workspace": WIDE}
+    assert MORE not in said(plan_on(node(L4, 4), adapter={"type": "qlora"}, resources=several))
+    plan = plan_on(node(L4, 2), adapter={"type": "qlora"}, resources=several)
+    assert (plan.gpus, plan.nodes, plan.gpus_per_node) == (4, 2, 2)
     assert MORE in said(plan)
+
+
+def test_nodes_to_be_added_are_like_those_there() -> None:
+    """So a job that only larger nodes could take is told so, and does not wait for them."""
+    job: dict[str, Any] = {"resources": {"gpu": {"count": 4}}}
+    with pytest.raises(PlanInfeasibleError, match="takes 2 nodes of at most 2 GPUs, but") as here:
+        plan_on(node(H100, 1), node(H100, 2), **job)
+    assert "set it to ReadWriteMany, or ask for 2 GPUs or fewer" in str(here.value)
+    elsewhere = {"gpu": {"count": 4, "product": H100}}
+    plan = plan_on(node(L4, 2), resources=elsewhere)
+    assert (plan.gpu_product, plan.gpus, plan.nodes) == (H100, 4, 1)
 
 
 def test_several_nodes_are_taken_when_there_are_so_many() -> None:
@@ -288,6 +299,20 @@ def test_a_smaller_plan_stays_on_the_product_of_the_plan() -> None:
         plan = smaller_plan(spec, preparation, plan, Reason.GPU_OUT_OF_MEMORY, inventory)
     assert set(products) == {L4}
     assert gpus == sorted(gpus)
+
+
+def test_a_smaller_plan_says_that_its_gpus_have_to_be_added() -> None:
+    spec = make_spec(resources={"workspace": WIDE})
+    preparation, inventory = make_preparation(), Inventory(nodes=(node(L4, 1),))
+    plans: list[Plan] = [make_plan(spec, preparation, inventory)]
+    while (
+        plan := smaller_plan(spec, preparation, plans[-1], Reason.GPU_OUT_OF_MEMORY, inventory)
+    ) is not None:
+        plans.append(plan)
+    added = [sum(MORE in reason for reason in plan.reasons) for plan in plans]
+    assert added == [int(plan.nodes > 1) for plan in plans]
+    assert {plan.nodes for plan in plans} == {1, 2, 4}
+    assert {plan.gpus_per_node for plan in plans} == {1}
 
 
 def test_a_job_is_planned_with_the_nodes_there_are_and_stays_so() -> None:

@@ -5,8 +5,8 @@ from typing import Final
 
 from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation, Method
 from finetune_api.status import ModelFacts
-from finetune_operator.planning.memory import layers
-from finetune_operator.planning.memory.adapters import adapter_copies
+from finetune_operator.planning.memory import experts, layers
+from finetune_operator.planning.memory.adapters import adapted_experts, adapter_copies, kinds
 from finetune_operator.planning.memory.candidate import Batch, Candidate
 from finetune_operator.planning.memory.states import States
 
@@ -64,13 +64,25 @@ class _Step:
         self.held = held
         self.full = spec.adapter.type == "full"
         copies = adapter_copies(spec, model, candidate) / model.layers
-        self.layer = layers.saved(spec, model, candidate, batch) * batch.tokens + copies
+        per_token = {
+            sparse: layers.saved(spec, model, candidate, batch, sparse=sparse)
+            for sparse in kinds(model)
+        }
+        each = {sparse: size * batch.tokens + copies for sparse, size in per_token.items()}
+        if True in each:
+            each[True] += adapted_experts(spec, model, candidate)
+        self.layer = max(each.values())
         self.kept = self._kept()
         self.saved = model.layers * self.kept
+        if candidate.checkpointing == "none":
+            self.saved = sum(count * each[sparse] for sparse, count in kinds(model).items())
 
     def _kept(self) -> float:
         """Return what is kept of each layer until the backward pass comes to it."""
         hidden, tokens = self.candidate.width * self.model.hidden_size, self.batch.tokens
+        if self.model.experts:
+            # The router's logits, for the loss that balances the experts.
+            hidden += self.candidate.width * self.model.experts.count
         if self.candidate.checkpointing == "full":
             return float(hidden * tokens)
         if self.candidate.checkpointing == "selective":
@@ -117,19 +129,23 @@ class _Step:
         return Moment(self.held.gradients + again, 0.0)
 
     def reference(self) -> Moment:
-        """While the reference model runs, 8M+4H for one layer: the policy has run before."""
-        sizes = 4 * self.model.intermediate_size + 2 * self.model.hidden_size
+        """While the reference model runs: the policy has run before."""
+        sizes = experts.running(self.model, adapter=False)
         running = self.candidate.width * sizes * self.batch.tokens
         activations = self.saved + self._tail() + running
         return Moment(self.held.kept_gradients, activations)
 
     def _working(self) -> float:
-        """Return what the backward pass of one layer holds: 4M+2.5H for gradients, and with
-        checkpointing also what it computes again.
+        """Return what the backward pass of one layer holds, with checkpointing also what it
+        computes again.
         """
-        gradients = 4 * self.model.intermediate_size + 2.5 * self.model.hidden_size
-        again = 0.0 if self.candidate.checkpointing == "none" else self.layer
-        return again + self.candidate.width / 2 * gradients * self.batch.tokens
+        again = self.candidate.checkpointing != "none"
+        passing = max(
+            experts.passing(self.spec, self.model, sparse=sparse, again=again)
+            for sparse in kinds(self.model)
+        )
+        held = self.candidate.width / 2 * passing * self.batch.tokens
+        return held + (self.layer if again else 0.0)
 
     def _logits(self) -> float:
         """Return what output head and loss hold at most."""

@@ -1,12 +1,12 @@
 """One way to run a job, and what follows from it for each forward pass."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from finetune_api.spec import ONLINE, FineTuneJobSpec, Method
-from finetune_api.status import Preparation
+from finetune_api.spec import FSDP, ONLINE, FineTuneJobSpec, Method
+from finetune_api.status import Plan, Preparation
 
-Strategy = Literal["single", "ddp", "fsdp", "zero2", "zero3"]
+Strategy = Literal["single", "ddp", "fsdp", "hsdp", "zero2", "zero3"]
 Checkpointing = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "float32", "float8"]
 
@@ -25,6 +25,22 @@ class Candidate:
     checkpointing: Checkpointing
     precision: Precision
     compile: bool = False
+    nodes: int = 1
+    """Over how many the GPUs are spread."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return the way to run that was planned."""
+        return cls(
+            gpus=plan.gpus,
+            strategy=plan.strategy,
+            micro_batch_size=plan.micro_batch_size,
+            max_length=plan.max_length,
+            checkpointing=plan.gradient_checkpointing,
+            precision=plan.precision,
+            compile=plan.compile,
+            nodes=plan.nodes,
+        )
 
     @property
     def width(self) -> int:
@@ -34,7 +50,13 @@ class Candidate:
     @property
     def is_sharded(self) -> bool:
         """Whether each GPU holds only its share of the weights."""
-        return self.strategy in {"fsdp", "zero3"}
+        return self.strategy in {*FSDP, "zero3"}
+
+    @property
+    def shards(self) -> int:
+        """The parts of what is spread, one on each GPU; with hsdp each node has all of them."""
+        gpus = max(1, self.gpus)
+        return gpus // self.nodes if self.strategy == "hsdp" else gpus
 
 
 @dataclass(frozen=True)

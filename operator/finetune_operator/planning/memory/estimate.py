@@ -5,7 +5,7 @@ from finetune_api.status import Memory, Preparation
 from finetune_operator.planning.calibration import Calibration, calibration_of
 from finetune_operator.planning.memory.activations import fullest
 from finetune_operator.planning.memory.candidate import Candidate, batch_of
-from finetune_operator.planning.memory.rollout import generation
+from finetune_operator.planning.memory.rollout import writing
 from finetune_operator.planning.memory.states import states
 from finetune_operator.planning.quantity import GIB
 
@@ -37,7 +37,7 @@ def held(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) 
         "activations": moment.activations,
         "logits": moment.logits,
         "reference": kept.reference,
-        "rollout": max(0.0, generation(spec, preparation, candidate) - free),
+        "rollout": writing(spec, preparation, candidate, free),
     }
 
 

@@ -1,7 +1,8 @@
 """What autograd saves of one decoder layer, in bytes per token.
 
 H is the width of the residual stream, Q and K those of queries and of keys, M that of the
-feed-forward block, r the rank. Each form was read off the tensors that PyTorch saves (Transformers
+feed-forward block or of all experts that a token passes through, r the rank, k and E the experts of
+a token and of a layer. Each form was read off the tensors that PyTorch saves (Transformers
 5.19, PEFT 0.21, SDPA attention in bf16); test_memory_traced.py reads them again.
 """
 
@@ -9,11 +10,9 @@ from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ModelFacts
-from finetune_operator.planning.memory.adapters import adapted, lora_of
+from finetune_operator.planning.memory.adapters import adapted, lora_of, trains_experts
 from finetune_operator.planning.memory.candidate import Batch, Candidate
-
-_EXPERTS: Final = {"mixtral": 2, "qwen2_moe": 2}
-"""Feed-forward blocks of intermediate_size that a token passes through, where it is not one."""
+from finetune_operator.planning.memory.experts import routed
 
 _NORMED: Final = {"qwen3", "qwen3_moe", "gemma3_text"}
 """Families that norm queries and keys."""
@@ -24,34 +23,40 @@ _WIDE_NORM: Final = {"gemma", "gemma2", "gemma3_text"}
 _FOUR_NORMS: Final = {"gemma2", "gemma3_text"}
 
 
-def saved(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch: Batch) -> float:
+def saved(
+    spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, batch: Batch, *, sparse: bool
+) -> float:
     """Return the bytes per token that one layer saves for its backward pass."""
-    sizes = _Sizes(model)
+    sizes = _Sizes(model, sparse=sparse)
     if candidate.precision == "float32":
-        bytes_saved = _float32(spec, sizes)
+        bytes_saved = _float32(spec, model, sizes)
     elif candidate.compile:
         bytes_saved = _compiled(sizes) + _compiled_family(model, sizes)
     else:
         bytes_saved = _eager(spec, sizes) + _family(spec, model, sizes)
     bytes_saved += 4 * model.heads + 8
+    if sparse:
+        bytes_saved += routed(spec, model, candidate)
     if spec.adapter.type != "full":
-        bytes_saved += _adapter(spec, model, candidate)
+        bytes_saved += _adapter(spec, model, candidate, sparse=sparse)
     return float(bytes_saved + _mask(sizes, candidate, batch))
 
 
-def passed_width(model: ModelFacts) -> int:
-    """Return the feed-forward width that a token passes through: that of all its experts."""
-    return model.intermediate_size * _EXPERTS.get(model.model_type, 1)
+def passed_width(model: ModelFacts, *, sparse: bool) -> int:
+    """Return the feed-forward width that a token passes through in a layer."""
+    if not sparse or model.experts is None:
+        return model.intermediate_size
+    return model.experts.per_token * model.experts.size + model.experts.shared_size
 
 
 class _Sizes:
     """The widths of one layer."""
 
-    def __init__(self, model: ModelFacts) -> None:
+    def __init__(self, model: ModelFacts, *, sparse: bool) -> None:
         self.hidden = model.hidden_size
         self.query = model.heads * model.head_dim
         self.key = model.kv_heads * model.head_dim
-        self.inner = passed_width(model)
+        self.inner = passed_width(model, sparse=sparse)
 
 
 def _eager(spec: FineTuneJobSpec, sizes: _Sizes) -> int:
@@ -65,10 +70,16 @@ def _compiled(sizes: _Sizes) -> int:
     return 8 * sizes.hidden + 4 * sizes.query + 4 * sizes.key + 6 * sizes.inner
 
 
-def _float32(spec: FineTuneJobSpec, sizes: _Sizes) -> int:
-    """16H+8Q+8K+16M, or 24H where weights are trained: there is nothing to convert."""
-    norms = 24 if spec.adapter.type == "full" else 16
-    return norms * sizes.hidden + 8 * sizes.query + 8 * sizes.key + 16 * sizes.inner
+def _float32(spec: FineTuneJobSpec, model: ModelFacts, sizes: _Sizes) -> int:
+    """16H+8Q+8K+16M, or 24H where weights are trained: there is nothing to convert. Norms of
+    queries and keys 4Q+4K, or 8Q+8K.
+    """
+    full = spec.adapter.type == "full"
+    more = 0
+    if model.model_type in _NORMED:
+        more = (8 if full else 4) * (sizes.query + sizes.key) + 4 * (model.heads + model.kv_heads)
+    norms = 24 if full else 16
+    return norms * sizes.hidden + 8 * sizes.query + 8 * sizes.key + 16 * sizes.inner + more
 
 
 def _family(spec: FineTuneJobSpec, model: ModelFacts, sizes: _Sizes) -> int:
@@ -100,7 +111,9 @@ def _compiled_family(model: ModelFacts, sizes: _Sizes) -> int:
     return more
 
 
-def _adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> int:
+def _adapter(
+    spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, *, sparse: bool
+) -> int:
     """Return what adapters save: the output of A; dropout copies each input, and a mask; DoRA keeps
     two versions of each output.
 
@@ -108,9 +121,12 @@ def _adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> 
     it is a norm's output or the gated product.
     """
     lora = lora_of(spec)
-    found = adapted(lora, model)
+    found = adapted(lora, model, sparse=sparse)
     pairs = found.values()
-    more = candidate.width * (lora.rank * len(pairs) - _unsaved(set(found), model))
+    unsaved = _unsaved(set(found), model, sparse=sparse)
+    if sparse and model.experts and trains_experts(spec, model):
+        unsaved -= model.experts.per_token * model.experts.size
+    more = candidate.width * (lora.rank * len(pairs) - unsaved)
     if lora.dropout:
         more += (candidate.width + 1) * sum(inputs for inputs, _ in pairs)
     if lora.dora:
@@ -118,12 +134,16 @@ def _adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> 
     return more
 
 
-def _unsaved(names: set[str], model: ModelFacts) -> int:
+def _unsaved(names: set[str], model: ModelFacts, *, sparse: bool) -> int:
     """Return the width of the inputs that no adapter saves."""
-    unsaved = 0 if "down_proj" in names else model.intermediate_size
+    inner = passed_width(model, sparse=sparse)
+    if "down_proj" in names:
+        # Of a mixture that is the expert of all tokens.
+        inner -= model.experts.shared_size if sparse and model.experts else inner
+    unsaved = inner
     for inputs in (
         {"q_proj", "k_proj", "v_proj", "qkv_proj"},
-        {"gate_proj", "up_proj", "gate_up_proj"},
+        {"gate_proj", "up_proj", "gate_up_proj", "shared_expert_gate"},
     ):
         unsaved += 0 if inputs & names else model.hidden_size
     return unsaved

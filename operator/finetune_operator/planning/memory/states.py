@@ -1,11 +1,13 @@
 """What is held from step to step: weights, adapter, optimizer states, reference model."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from finetune_api.spec import FineTuneJobSpec, Grpo, Method, Quantization
+from finetune_api.experts import routed_weights
+from finetune_api.spec import FSDP, FineTuneJobSpec, Grpo, Method, Quantization
 from finetune_api.status import ModelFacts
-from finetune_operator.planning.memory.adapters import adapter_weights, lora_of
+from finetune_operator.planning.memory.adapters import adapter_weights, kinds, shapes
 from finetune_operator.planning.memory.candidate import Candidate, accumulates
 
 _CONSTANTS: Final = {True: 1 / 64 + 4 / (64 * 256), False: 4 / 64}
@@ -54,7 +56,7 @@ def _full(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> Sta
     weights float32 copies, two states and gradients in both formats: its estimate_zero2 counts 18
     bytes a weight, estimate_zero3 18 with the weights.
     """
-    width = 4 if candidate.strategy == "fsdp" else candidate.width
+    width = 4 if candidate.strategy in FSDP else candidate.width
     count = float(weights(spec, model))
     zero = candidate.strategy in {"zero2", "zero3"}
     gradients = {"zero2": 6.0, "zero3": 4.0}.get(candidate.strategy, width) * count
@@ -71,7 +73,7 @@ def _full(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> Sta
 
 def _with_adapter(spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate) -> States:
     """Frozen weights, and an adapter in float32; TRL keeps that of a quantised base in bf16."""
-    count = adapter_weights(lora_of(spec), model)
+    count = adapter_weights(spec, model)
     quantised = spec.adapter.type == "qlora"
     bf16 = quantised or candidate.strategy == "zero3"
     width = 2 if bf16 and candidate.precision != "float32" else 4
@@ -96,18 +98,26 @@ def _quantised(
 ) -> tuple[float, float]:
     """Return the bytes of the quantised base, and of what quantisation adds.
 
-    bitsandbytes quantises linear layers only, and dequantises one of them at a time. 8 bits have
-    one float32 constant for each output.
+    bitsandbytes quantises linear layers only, not experts, and dequantises one of them at a time. 8
+    bits have one float32 constant for each output.
     """
     outside = embeddings(spec, model)
-    inside = weights(spec, model) - outside
+    whole = outside + _outside_of_linear(model)
+    inside = weights(spec, model) - whole
     quantization = spec.adapter.quantization or Quantization()
-    largest = candidate.width * model.hidden_size * model.intermediate_size
+    layers = (shapes(model, sparse=sparse).values() for sparse in kinds(model))
+    largest = candidate.width * max(math.prod(shape) for kind in layers for shape in kind)
     if quantization.bits == 8:
         constants = 4 * inside / model.hidden_size
-        return float(candidate.width * outside + inside), constants + largest
+        return float(candidate.width * whole + inside), constants + largest
     constants = inside * _CONSTANTS[quantization.double_quant]
-    return candidate.width * outside + 0.5 * inside, constants + largest
+    return candidate.width * whole + 0.5 * inside, constants + largest
+
+
+def _outside_of_linear(model: ModelFacts) -> int:
+    """Return the weights of routers and experts."""
+    routers = model.experts.layers * model.experts.count * model.hidden_size if model.experts else 0
+    return routed_weights(model) + routers
 
 
 def _has_reference(spec: FineTuneJobSpec) -> bool:
@@ -124,7 +134,7 @@ def _spread(
     spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, whole: States
 ) -> States:
     """Return one GPU's share of the states."""
-    count = max(1, candidate.gpus)
+    count = candidate.shards
     if candidate.is_sharded:
         return _sharded(spec, model, candidate, whole)
     if candidate.strategy == "zero2":
@@ -146,14 +156,16 @@ def _sharded(
     spec: FineTuneJobSpec, model: ModelFacts, candidate: Candidate, whole: States
 ) -> States:
     """Whole on every GPU: the layer at work, the one fetched ahead, what is outside of the layers,
-    and the gradients of one layer, with their copy on the way to their shards.
+    and the gradients of one layer, with their copy on the way to their shards. With hsdp what was
+    summed within the node, in the model's number format, stays until all nodes' sums are there.
     """
-    count, width = candidate.gpus, candidate.width
+    count, width = candidate.shards, candidate.width
     outside = embeddings(spec, model)
-    layer = width * (weights(spec, model) - outside) / model.layers
+    layer = width * _largest_layer(spec, model)
     trains_all = spec.adapter.type == "full"
     passing = layer if trains_all else whole.gradients / model.layers
-    gradients = whole.gradients / count + 2 * passing
+    within_node = whole.gradients * width / 4 if candidate.strategy == "hsdp" else 0.0
+    gradients = (whole.gradients + within_node) / count + 2 * passing
     return States(
         weights=whole.weights / count + 2 * layer + width * outside,
         quantization=whole.quantization,
@@ -163,3 +175,16 @@ def _sharded(
         gradients=gradients,
         kept_gradients=gradients,
     )
+
+
+def _largest_layer(spec: FineTuneJobSpec, model: ModelFacts) -> float:
+    """Return the weights of a decoder layer; of the larger kind where some have experts."""
+    inside, feed_forward = weights(spec, model) - embeddings(spec, model), {}
+    for sparse in kinds(model):
+        experts = model.experts if sparse else None
+        width = model.intermediate_size
+        if experts is not None:
+            width = experts.count * experts.size + experts.shared_size
+        feed_forward[sparse] = 3 * model.hidden_size * width
+    around = inside - sum(count * feed_forward[sparse] for sparse, count in kinds(model).items())
+    return around / model.layers + max(feed_forward.values())
