@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Preparation
-from finetune_operator.planning.duration import REACHED, flops_per_token, training_tokens
+from finetune_operator.planning.duration import REACHED, training_flops
 from finetune_operator.planning.memory import Precision
 from finetune_operator.planning.products import PRODUCTS, UNKNOWN
 
@@ -39,18 +39,15 @@ def compilation(
 ) -> Compilation:
     """Estimate what compiling comes to on so many GPUs, with weights in a number format.
 
-    Training takes its arithmetic at the speed that the GPUs reach. Padding, a second sequence in
-    each row, reference models and writing completions are left out: they only add to the training.
+    Training takes its arithmetic at the speed that the GPUs reach. Padding, what checkpointing
+    computes again and writing completions are left out: they only add to the training.
     """
     product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[UNKNOWN])
     # GPUs without bf16 train in float32 only, which is slower still.
     peak = 1e12 * (product.teraflops or PRODUCTS[UNKNOWN].teraflops or 0)
-    arithmetic = training_tokens(spec, preparation, max_length) * flops_per_token(
-        preparation.model, spec.adapter.type, preparation.dataset.mean_tokens
-    )
     return Compilation(
         cost=_SECONDS_OF_A_LAYER * preparation.model.layers,
-        training=arithmetic / (gpus * REACHED * peak),
+        training=training_flops(spec, preparation, max_length) / (gpus * REACHED * peak),
         share=_SAVED[number],
     )
 
@@ -73,8 +70,8 @@ def why_compiled(
     found = compilation(spec, preparation, gpus, max_length, number)
     saved = "saved" if number == "bf16" else "assumed to be saved"
     sums = (
-        f"about {_in_words(found.training)} of training, {found.share:.0%} of it {saved}, against"
-        f" {_in_words(found.cost)} to compile"
+        f"about {_in_words(found.training)} of training by its arithmetic, {found.share:.0%} of it"
+        f" {saved}, against {_in_words(found.cost)} to compile"
     )
     if found.pays:
         return f"Compile on: {sums}."

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from finetune_api import flops
 from finetune_api.flops import multiplied_weights
-from finetune_api.spec import ONLINE, FineTuneJobSpec, Kto, Method
+from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation, Grpo, Kto, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
 from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.calibration import calibration_of
@@ -36,24 +36,35 @@ def expected(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> Exp
     """Return the GPU-hours of the training steps; None where nothing tells them.
 
     Like are runs on the same GPU product (tokensPerSecond in its calibration file, of one GPU) of
-    the same method with the same kind of adapter, checkpointing, number format and compilation; of
-    those the one whose model is nearest. Speed goes by the arithmetic of a token. Padding, start,
-    evaluation, export and communication between GPUs come on top. Of methods that write completions
-    that is most of the time, so that there is none for them, nor for GPUs that are not known.
+    the same method with the same kind of adapter, checkpointing, number format and compilation, and
+    of mixtures of experts for mixtures; of those the one whose model is nearest. Speed goes by the
+    arithmetic of a token. Padding, start, evaluation, export and communication between GPUs come on
+    top. Methods that write completions do that for most of the time, so that there is none for
+    them, nor for GPUs that are not known.
     """
     product = PRODUCTS.get(plan.gpu_product or "")
     if spec.method in ONLINE or not plan.gpus or product is None or product.teraflops is None:
         return None
-    needed = _arithmetic(spec, plan, preparation.model, preparation.dataset.mean_tokens)
-    tokens = training_tokens(spec, preparation, plan.max_length)
-    tokens *= 2 if spec.method in PAIRED else 1
-    nearest = min(_alike(spec, plan, needed), default=None)
+    again = plan.gradient_checkpointing != "none"
+    length = _attended_tokens(spec, preparation, plan.max_length)
+    needed = _flops_of_token(spec, preparation.model, length, again=again)
+    tokens = _training_tokens(spec, preparation, plan.max_length)
+    nearest = min(_alike(spec, plan, preparation.model, length, needed), default=None)
     if nearest is not None and nearest[0] <= _FARTHEST:
         return Expected(tokens / nearest[1] / 3600, "Measured")
     return Expected(tokens * needed / (REACHED * product.teraflops * 1e12) / 3600, "Arithmetic")
 
 
-def _alike(spec: FineTuneJobSpec, plan: Plan, needed: float) -> Iterator[tuple[float, float]]:
+def training_flops(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
+    """Return the FLOPs of all training steps, without what checkpointing computes again."""
+    length = _attended_tokens(spec, preparation, max_length)
+    token = _flops_of_token(spec, preparation.model, length, again=False)
+    return _training_tokens(spec, preparation, max_length) * token
+
+
+def _alike(
+    spec: FineTuneJobSpec, plan: Plan, model: ModelFacts, row: float, needed: float
+) -> Iterator[tuple[float, float]]:
     """Yield how far each measured run is from the job, and the speed of the job by it."""
     product = plan.gpu_product or ""
     calibration = calibration_of(product)
@@ -61,8 +72,13 @@ def _alike(spec: FineTuneJobSpec, plan: Plan, needed: float) -> Iterator[tuple[f
         return
     for run in calibration.runs:
         known = facts_of_name(run["model"])
-        if "tokensPerSecond" in run and known is not None and _fits(run, spec, plan):
-            measured = _arithmetic(spec, plan, known[1], run["length"])
+        if "tokensPerSecond" not in run or known is None or not _fits(run, spec, plan):
+            continue
+        if (known[1].experts is None) == (model.experts is None):
+            again = run["checkpointing"] != "none"
+            # Of packed rows it is not told how long their documents were: as long as the job's.
+            length = row if spec.training.packing else run["length"]
+            measured = _flops_of_token(spec, known[1], length, again=again)
             speed = run["tokensPerSecond"] * measured / needed
             yield max(needed / measured, measured / needed), speed
 
@@ -79,7 +95,9 @@ def _fits(run: Mapping[str, Any], spec: FineTuneJobSpec, plan: Plan) -> bool:
     return same.items() <= {**_USUAL, **run}.items()
 
 
-def _arithmetic(spec: FineTuneJobSpec, plan: Plan, model: ModelFacts, length: float) -> float:
+def _flops_of_token(
+    spec: FineTuneJobSpec, model: ModelFacts, length: float, *, again: bool
+) -> float:
     """Return the FLOPs that a GPU computes for one token of a model, in a row of a length.
 
     Beside training that are further forward passes: of the reference (dpo, kto), of policy and
@@ -87,8 +105,7 @@ def _arithmetic(spec: FineTuneJobSpec, plan: Plan, model: ModelFacts, length: fl
     checkpointing computes again.
     """
     compares = (spec.kto or Kto()).loss == "kto"
-    passes = {Method.DPO: 1, Method.KTO: 3 if compares else 1}.get(spec.method, 0)
-    passes += plan.gradient_checkpointing != "none"
+    passes = {Method.DPO: 1, Method.KTO: 3 if compares else 1}.get(spec.method, 0) + again
     attended = model.layers * model.heads * model.head_dim * length
     forward = 2 * (multiplied_weights(model) + attended)
     return flops_per_token(model, spec.adapter.type, length) + passes * forward
@@ -99,10 +116,30 @@ def flops_per_token(model: ModelFacts, adapter: str, length: float) -> float:
     return flops.flops_per_token(model, multiplied_weights(model), length, full=adapter == "full")
 
 
-def training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
-    """Return the tokens of all steps, with packed rows filled to max_length."""
+def _training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
+    """Return the tokens of all steps, of both sequences of a pair."""
     training, dataset = spec.training, preparation.dataset
-    if training.max_steps is None:
-        return training.epochs * dataset.tokens
-    row = max_length if training.packing else min(dataset.mean_tokens, max_length)
-    return training.max_steps * training.batch_size * row
+    row = _attended_tokens(spec, preparation, max_length)
+    if training.packing:
+        row = max_length
+    if training.max_steps is not None:
+        tokens = training.max_steps * training.batch_size * row
+    elif training.packing:
+        tokens = training.epochs * dataset.tokens
+    elif spec.method in ONLINE:
+        # Each prompt has a group of completions, each of which is trained on several times.
+        written = dataset.rows * (spec.generation or Generation()).group_size
+        tokens = training.epochs * written * (spec.grpo or Grpo()).iterations * row
+    else:
+        tokens = training.epochs * dataset.rows * row
+    return tokens * (2 if spec.method in PAIRED else 1)
+
+
+def _attended_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
+    """Return the tokens of a sequence in the mean, of which packed rows hold several; completions
+    are as long as they may be.
+    """
+    written = 0
+    if spec.method in ONLINE:
+        written = (spec.generation or Generation()).max_completion_length
+    return min(preparation.dataset.mean_tokens + written, max_length)

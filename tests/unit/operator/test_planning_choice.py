@@ -38,17 +38,7 @@ def place(parts: dict[str, Any], memory: int, where: dict[str, Any]) -> int | No
         plan = make_plan(spec, make_preparation(), Inventory())
     except PlanInfeasibleError:
         return None
-    chosen = Candidate(
-        gpus=plan.gpus,
-        strategy=plan.strategy,
-        micro_batch_size=plan.micro_batch_size,
-        max_length=plan.max_length,
-        checkpointing=plan.gradient_checkpointing,
-        precision=plan.precision,
-        compile=plan.compile,
-        nodes=plan.nodes,
-    )
-    return ways.index(chosen)
+    return ways.index(Candidate.of(plan))
 
 
 @pytest.mark.parametrize("where", [{}, TWO_NODES], ids=["auto", "two nodes"])

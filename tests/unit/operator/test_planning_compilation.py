@@ -7,6 +7,7 @@ import pytest
 from finetune_api.failures import Reason
 from finetune_operator.planning import Inventory, make_plan, smaller_plan
 from finetune_operator.planning.candidates import candidates
+from finetune_operator.planning.compilation import compilation
 from finetune_operator.planning.products import PRODUCTS
 from unit.operator.builders import make_plan_of, make_preparation, make_spec
 
@@ -35,6 +36,19 @@ def test_it_pays_sooner_where_training_takes_longer_or_more_is_saved() -> None:
     assert compiled(300, precision="float8")
 
 
+def test_every_completion_of_a_group_is_trained_on() -> None:
+    def training(groups: int) -> float:
+        spec = make_spec(
+            method="grpo",
+            rewards=[{"name": "short", "builtin": "length"}],
+            generation={"groupSize": groups},
+            training={"batchSize": 16, "epochs": 1},
+        )
+        return compilation(spec, make_preparation(), 1, 900, "bf16").training
+
+    assert training(8) == pytest.approx(2 * training(4))
+
+
 def test_a_gpu_that_is_not_known_counts_as_a_fast_one() -> None:
     assert not compiled(700, "Somebodys-GPU")
     assert compiled(850, "Somebodys-GPU")
@@ -52,11 +66,13 @@ def test_packed_rows_are_counted_as_they_are_filled() -> None:
     [
         (
             {"maxSteps": 10_000},
-            "Compile on: about 41 min of training, 8% of it saved, against 15 s to compile.",
+            "Compile on: about 41 min of training by its arithmetic, 8% of it saved,"
+            " against 15 s to compile.",
         ),
         (
             {"maxSteps": 20},
-            "Compile off: about 5 s of training, 8% of it saved, against 15 s to compile.",
+            "Compile off: about 5 s of training by its arithmetic, 8% of it saved,"
+            " against 15 s to compile.",
         ),
         ({"compile": "never"}, "Compile never: as asked for."),
     ],

@@ -37,7 +37,8 @@ def expect(
     made: Plan = make_plan_of(resources=resources, training={"compile": "never"})
     assert EIGHT_B is not None
     preparation = make_preparation()
-    facts = preparation.dataset.model_copy(update={"tokens": SIXTEEN_SECONDS_OF_TOKENS})
+    rows = SIXTEEN_SECONDS_OF_TOKENS // 200
+    facts = preparation.dataset.model_copy(update={"rows": rows, "mean_tokens": 200})
     preparation = preparation.model_copy(update={"model": EIGHT_B[1], "dataset": facts})
     known = {"gradient_checkpointing": "none", "compile": False}
     return expected(spec, preparation, made.model_copy(update=known | (plan or {})))
@@ -106,6 +107,18 @@ def test_a_run_that_is_unlike_the_job_tells_nothing(
     found = expect(monkeypatch, RUN | change)
     assert found is not None
     assert found.basis == "Arithmetic"
+
+
+def test_a_dense_run_tells_nothing_of_a_mixture_of_experts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense = RUN | {"model": "meta-llama/Llama-3.2-3B"}
+    mixture = RUN | {"model": "Qwen/Qwen3-30B-A3B"}
+    assert hours(monkeypatch, dense, mixture) == hours(monkeypatch, dense)
+
+
+def test_what_was_cut_from_rows_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hours(monkeypatch, RUN, plan={"max_length": 100}) < 0.51 * 16 / 3600
 
 
 def by_arithmetic(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> float:
