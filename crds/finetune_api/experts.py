@@ -12,10 +12,16 @@ _PER_TOKEN: Final = {"mixtral": 2, "qwen2_moe": 4, "qwen3_moe": 8}
 """What Transformers assumes where config.json is silent."""
 
 
+_OTHER_PATTERNS: Final = ("interleave_moe_layer_step", "expert_layer_period", "moe_layer_freq")
+"""By which some families say which layers have experts; it is not read here."""
+
+
 def experts_of_config(config: Mapping[str, Any]) -> Experts | None:
     """Return the experts that a config.json tells of; None when it tells of none, or not how many
-    of them a token passes through.
+    of them a token passes through, or in which layers they are.
     """
+    if any(config.get(name) not in (None, 1) for name in _OTHER_PATTERNS):
+        return None
     count = _number(config, COUNTS)
     layers = sum(_is_sparse(config, n) for n in range(_number(config, ("num_hidden_layers",))))
     per_token = _number(config, ("num_experts_per_tok",)) or _PER_TOKEN.get(config["model_type"], 0)

@@ -4,12 +4,12 @@ from finetune_api.experts import routed_weights
 from finetune_api.status import ModelFacts
 
 
-def multiplied_weights(model: ModelFacts) -> int:
+def multiplied_weights(model: ModelFacts, *, has_head: bool = True) -> int:
     """Return the weights that a token is multiplied by: an embedding only looks rows up, and a
-    token passes through few of a mixture's experts.
+    token passes through few of a mixture's experts. A reward model has no output head.
     """
-    looked_up = 0 if model.tied_embeddings else model.vocabulary * model.hidden_size
-    passed = model.parameters - looked_up
+    unused = (not model.tied_embeddings) + (not has_head)
+    passed = model.parameters - unused * model.vocabulary * model.hidden_size
     if model.experts is None:
         return passed
     idle = model.experts.count - model.experts.per_token
@@ -32,5 +32,15 @@ def flops_per_token(model: ModelFacts, weights: float, length: float, *, full: b
     Left out: recomputed activations, for they are the plan's and not the model's; the adapter's own
     weights, passes of a reference model, and sampling.
     """
-    attended = model.layers * model.heads * model.head_dim * length
-    return (6 if full else 4) * weights + 6 * attended
+    return (6 if full else 4) * weights + 6 * _attended(model, length)
+
+
+def forward_flops(model: ModelFacts, weights: float, length: float) -> float:
+    """Return the FLOPs of one token going forward only, counted alike: 2 N and a third of the
+    attention.
+    """
+    return 2 * weights + 2 * _attended(model, length)
+
+
+def _attended(model: ModelFacts, length: float) -> float:
+    return model.layers * model.heads * model.head_dim * length

@@ -31,8 +31,10 @@ _TERAFLOPS: Final[dict[str, float | None]] = {
 def teraflops(product: str) -> float | None:
     """Return a GPU's dense bf16 TFLOP/s by its name, as CUDA or a node label gives it.
 
-    None when that is not known, or when it does not compute in bf16.
+    None when that is not known, as of a slice of a GPU, or when it does not compute in bf16.
     """
     words = f" {product} ".replace("-", " ")
+    if " MIG " in words:
+        return None
     known = [name for name in _TERAFLOPS if f" {name} " in words]
     return _TERAFLOPS[max(known, key=len)] if known else None

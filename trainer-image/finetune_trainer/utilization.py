@@ -15,10 +15,7 @@ def flops_per_token(config: TrainerConfig) -> float | None:
     if config.preparation is None:
         return None
     model = config.preparation.model
-    multiplied = flops.multiplied_weights(model)
-    if config.spec.method is Method.REWARD:
-        # It has no output head.
-        multiplied -= model.vocabulary * model.hidden_size
+    multiplied = flops.multiplied_weights(model, has_head=config.spec.method is not Method.REWARD)
     length = config.preparation.dataset.mean_tokens
     return flops.flops_per_token(model, multiplied, length, full=config.spec.adapter.type == "full")
 

@@ -92,5 +92,6 @@ def _changed(
 ) -> Plan:
     changed = plan.model_copy(update={**change, "reasons": [*plan.reasons, words]})
     memory = estimate(spec, preparation, Candidate.of(changed))
-    changed = changed.model_copy(update={"memory": memory})
+    rollout = plan_rollout(spec, preparation, inventory, changed)
+    changed = changed.model_copy(update={"memory": memory, "rollout": rollout})
     return summarized(changed, spec.adapter.type, gpu_name(spec, gpu_memory(spec, inventory)))

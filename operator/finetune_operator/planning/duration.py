@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from finetune_api import flops
-from finetune_api.flops import multiplied_weights
+from finetune_api.flops import flops_per_token, forward_flops, multiplied_weights
 from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation, Grpo, Kto, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
 from finetune_operator.planning.architecture import facts_of_name
@@ -40,25 +39,27 @@ def expected(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> Exp
     of mixtures of experts for mixtures; of those the one whose model is nearest. Speed goes by the
     arithmetic of a token. Padding, start, evaluation, export and communication between GPUs come on
     top. Methods that write completions do that for most of the time, so that there is none for
-    them, nor for GPUs that are not known.
+    them, nor by arithmetic for GPUs that are not known and for float32.
     """
-    product = PRODUCTS.get(plan.gpu_product or "")
-    if spec.method in ONLINE or not plan.gpus or product is None or product.teraflops is None:
+    if spec.method in ONLINE or not plan.gpus:
         return None
-    again = plan.gradient_checkpointing != "none"
     length = _attended_tokens(spec, preparation, plan.max_length)
-    needed = _flops_of_token(spec, preparation.model, length, again=again)
+    checkpointing = plan.gradient_checkpointing
+    needed = _flops_of_token(spec, preparation.model, length, checkpointing)
     tokens = _training_tokens(spec, preparation, plan.max_length)
     nearest = min(_alike(spec, plan, preparation.model, length, needed), default=None)
     if nearest is not None and nearest[0] <= _FARTHEST:
         return Expected(tokens / nearest[1] / 3600, "Measured")
+    product = PRODUCTS.get(plan.gpu_product or "")
+    if product is None or product.teraflops is None or plan.precision == "float32":
+        return None
     return Expected(tokens * needed / (REACHED * product.teraflops * 1e12) / 3600, "Arithmetic")
 
 
 def training_flops(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
     """Return the FLOPs of all training steps, without what checkpointing computes again."""
     length = _attended_tokens(spec, preparation, max_length)
-    token = _flops_of_token(spec, preparation.model, length, again=False)
+    token = _flops_of_token(spec, preparation.model, length, "none")
     return _training_tokens(spec, preparation, max_length) * token
 
 
@@ -75,10 +76,9 @@ def _alike(
         if "tokensPerSecond" not in run or known is None or not _fits(run, spec, plan):
             continue
         if (known[1].experts is None) == (model.experts is None):
-            again = run["checkpointing"] != "none"
             # Of packed rows it is not told how long their documents were: as long as the job's.
             length = row if spec.training.packing else run["length"]
-            measured = _flops_of_token(spec, known[1], length, again=again)
+            measured = _flops_of_token(spec, known[1], length, run["checkpointing"])
             speed = run["tokensPerSecond"] * measured / needed
             yield max(needed / measured, measured / needed), speed
 
@@ -96,7 +96,7 @@ def _fits(run: Mapping[str, Any], spec: FineTuneJobSpec, plan: Plan) -> bool:
 
 
 def _flops_of_token(
-    spec: FineTuneJobSpec, model: ModelFacts, length: float, *, again: bool
+    spec: FineTuneJobSpec, model: ModelFacts, length: float, checkpointing: str
 ) -> float:
     """Return the FLOPs that a GPU computes for one token of a model, in a row of a length.
 
@@ -105,15 +105,21 @@ def _flops_of_token(
     checkpointing computes again.
     """
     compares = (spec.kto or Kto()).loss == "kto"
-    passes = {Method.DPO: 1, Method.KTO: 3 if compares else 1}.get(spec.method, 0) + again
-    attended = model.layers * model.heads * model.head_dim * length
-    forward = 2 * (multiplied_weights(model) + attended)
-    return flops_per_token(model, spec.adapter.type, length) + passes * forward
+    passes = {Method.DPO: 1, Method.KTO: 3 if compares else 1}.get(spec.method, 0)
+    weights = multiplied_weights(model, has_head=spec.method is not Method.REWARD)
+    trained = flops_per_token(model, weights, length, full=spec.adapter.type == "full")
+    return (
+        trained
+        + passes * forward_flops(model, weights, length)
+        + again_flops(model, weights, length, checkpointing)
+    )
 
 
-def flops_per_token(model: ModelFacts, adapter: str, length: float) -> float:
-    """Return the FLOPs of training on one token in a row of a length."""
-    return flops.flops_per_token(model, multiplied_weights(model), length, full=adapter == "full")
+def again_flops(model: ModelFacts, weights: int, length: float, checkpointing: str) -> float:
+    """Return the FLOPs of what checkpointing computes again; the selective kind keeps attention."""
+    if checkpointing == "none":
+        return 0.0
+    return forward_flops(model, weights, length if checkpointing == "full" else 0)
 
 
 def _training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:

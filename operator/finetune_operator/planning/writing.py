@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Final, Self
 
+from finetune_api.flops import flops_per_token, forward_flops, multiplied_weights
 from finetune_api.spec import FineTuneJobSpec, Generation, Grpo, Rollout
 from finetune_api.status import ModelFacts, Plan, Preparation
-from finetune_operator.planning.duration import REACHED, flops_per_token
+from finetune_operator.planning.duration import REACHED, again_flops
 from finetune_operator.planning.products import PRODUCTS, UNKNOWN
 from finetune_operator.planning.vllm import Server, kv_bytes_per_gpu
 
@@ -33,9 +34,14 @@ class Speed:
     @classmethod
     def of(cls, product: str) -> Self:
         """Return the speed of a product; of UNKNOWN for one whose speed is not known."""
-        known = PRODUCTS.get(product, PRODUCTS[UNKNOWN])
-        teraflops = known.teraflops or PRODUCTS[UNKNOWN].teraflops or 0
+        known = PRODUCTS[product if has_speed(product) else UNKNOWN]
+        teraflops = known.teraflops or 0
         return cls(REACHED * teraflops * 1e12, BANDWIDTH_REACHED * known.bandwidth * 1e9)
+
+
+def has_speed(product: str) -> bool:
+    """Tell whether a product's speed in bf16 is known."""
+    return product in PRODUCTS and PRODUCTS[product].teraflops is not None
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,12 @@ class Batch:
         completion = max(1, min(generation.max_completion_length, plan.max_length - 1))
         prompt = min(preparation.dataset.mean_tokens, max(1, plan.max_length - completion))
         length, model = prompt + completion, preparation.model
-        passes = _forward_passes(spec, plan)
-        trained = (spec.grpo or Grpo()).iterations * flops_per_token(
-            model, spec.adapter.type, length
-        )
-        token = trained + passes * _forward_flops(model, length / 2)
+        weights = multiplied_weights(model)
+        trained = flops_per_token(model, weights, length, full=spec.adapter.type == "full")
+        trained += again_flops(model, weights, length, plan.gradient_checkpointing)
+        passes = _forward_passes(spec)
+        token = (spec.grpo or Grpo()).iterations * trained
+        token += passes * forward_flops(model, weights, length)
         return cls(
             model=model,
             groups=max(1, spec.training.batch_size // generation.group_size),
@@ -100,24 +107,23 @@ class Batch:
         at_once = min(share, server.sequences(self.longest))
         seen = self.prompt + self.completion / 2
         read = 2 * model.parameters / size + at_once * seen * kv_bytes_per_gpu(model, size)
-        computed = at_once * _forward_flops(model, seen) / size
+        computed = at_once * _seeing(model, seen) / size
         waiting = BETWEEN_TOKENS + (2 * model.layers * ADDING_UP if size > 1 else 0.0)
         token = max(read / speed.bandwidth, computed / speed.flops) + waiting
         prompts = math.ceil(share / self.group_size) * self.prompt
-        first = prompts * _forward_flops(model, self.prompt / 2) / (size * speed.flops)
+        first = prompts * _seeing(model, self.prompt / 2) / (size * speed.flops)
         return share / at_once * self.completion * token + first
 
 
-def _forward_passes(spec: FineTuneJobSpec, plan: Plan) -> int:
-    """Return how often the trainer runs the model over the batch beside training: for checkpointing
-    in each iteration, for the reference, and to correct for vLLM's own likelihoods (TRL 1.16).
+def _forward_passes(spec: FineTuneJobSpec) -> int:
+    """Return how often the trainer runs the model over the batch beside training: for the
+    reference, and to correct for vLLM's own likelihoods (TRL 1.16).
     """
     options, rollout = spec.grpo or Grpo(), spec.rollout or Rollout()
-    again = options.iterations * (plan.gradient_checkpointing != "none")
     corrected = rollout.importance_sampling.mode != "off" or options.iterations > 1
-    return again + (options.beta > 0) + corrected
+    return (options.beta > 0) + corrected
 
 
-def _forward_flops(model: ModelFacts, seen: float) -> float:
-    """Return the FLOPs of one token that sees so many: a third of training all weights on it."""
-    return flops_per_token(model, "full", 2 * seen) / 3
+def _seeing(model: ModelFacts, seen: float) -> float:
+    """Return the FLOPs of one token that sees so many: as in a row of twice as many."""
+    return forward_flops(model, multiplied_weights(model), 2 * seen)

@@ -17,6 +17,8 @@ from finetune_api.gpus import teraflops
         ("NVIDIA RTX A6000", 154.8),
         ("NVIDIA-GeForce-RTX-4090", 165),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", None),
         ("Tesla-T4", None),
         ("cpu", None),
     ],

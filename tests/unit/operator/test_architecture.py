@@ -68,6 +68,20 @@ def test_weights_are_counted_as_transformers_builds_them(
     assert facts.experts == experts_of_config(config.to_dict())
 
 
+def test_nothing_is_said_of_experts_whose_layers_are_not_known() -> None:
+    config = {
+        "model_type": "llama4_text",
+        "num_hidden_layers": 48,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 1,
+        "intermediate_size": 8192,
+    }
+    known = experts_of_config(config | {"interleave_moe_layer_step": 1})
+    assert known is not None
+    assert known.layers == 48
+    assert experts_of_config(config | {"interleave_moe_layer_step": 2}) is None
+
+
 def built_experts(model: Any) -> Experts | None:
     blocks = [layer.mlp for layer in model.get_decoder().layers if hasattr(layer.mlp, "experts")]
     if not blocks:

@@ -66,13 +66,17 @@ def test_packed_rows_are_counted_as_they_are_filled() -> None:
     [
         (
             {"maxSteps": 10_000},
-            "Compile on: about 41 min of training by its arithmetic, 8% of it saved,"
-            " against 15 s to compile.",
+            (
+                "Compile on: about 41 min of training by its arithmetic, 8% of it saved,"
+                " against 15 s to compile."
+            ),
         ),
         (
             {"maxSteps": 20},
-            "Compile off: about 5 s of training by its arithmetic, 8% of it saved,"
-            " against 15 s to compile.",
+            (
+                "Compile off: about 5 s of training by its arithmetic, 8% of it saved,"
+                " against 15 s to compile."
+            ),
         ),
         ({"compile": "never"}, "Compile never: as asked for."),
     ],

@@ -84,7 +84,8 @@ def test_a_larger_model_takes_longer_and_the_nearest_run_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     smaller = RUN | {"model": "meta-llama/Llama-3.2-3B", "tokensPerSecond": 20_000}
-    assert hours(monkeypatch, smaller) > 1.5 * 8 / 3600
+    # 7.5 billion weights against 3.2 billion.
+    assert hours(monkeypatch, smaller) == pytest.approx(2.3 * 8 / 3600, rel=0.05)
     assert hours(monkeypatch, smaller, RUN) == pytest.approx(16 / 3600)
 
 
@@ -138,6 +139,21 @@ def test_without_a_like_run_the_arithmetic_counts(monkeypatch: pytest.MonkeyPatc
     assert slower == pytest.approx(found * 989 / 121)
 
 
+def test_checkpointing_that_keeps_attention_takes_less_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = ("none", "selective", "full")
+    none, selective, full = (
+        by_arithmetic(monkeypatch, plan={"gradient_checkpointing": way}) for way in ways
+    )
+    assert none < selective < full
+
+
+def test_a_reward_model_has_no_output_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = 2 * by_arithmetic(monkeypatch)
+    assert by_arithmetic(monkeypatch, method="reward") == pytest.approx(0.93 * pairs, rel=0.01)
+
+
 def test_further_forward_passes_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
     once = by_arithmetic(monkeypatch)
     assert by_arithmetic(monkeypatch, method="dpo") == pytest.approx(2 * 1.5 * once, rel=0.01)
@@ -154,6 +170,8 @@ def test_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expect(monkeypatch, RUN, plan={"gpu_product": None}) is None
     assert expect(monkeypatch, RUN, plan={"gpu_product": "NVIDIA-Next"}) is None
     assert expect(monkeypatch, RUN, plan={"gpus": 0}) is None
+    assert expect(monkeypatch, RUN, plan={"precision": "float32"}) is None
+    assert expect(monkeypatch, RUN, plan={"gpu_product": "Tesla-T4"}) is None
     rewards = [{"name": "short", "builtin": "length"}]
     assert expect(monkeypatch, RUN, method="grpo", rewards=rewards) is None
 
