@@ -57,6 +57,8 @@ QUESTIONS = (
 
 RANKED, COMPLETION, LABEL = "answers", "completion", "label"
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+REFERENCES = ("answer", "solution", "ground_truth")
+"""Columns of the known answer that rewards compare with; the first that is there is read."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 
 

@@ -236,8 +236,8 @@ class Rollout(ApiModel):
         ),
         Rule(
             "self.maxStaleness >= self.prefetch",
-            "prefetch {self.prefetch} makes completions that many policy versions old:"
-            " maxStaleness is {self.maxStaleness} and must be at least that",
+            "with prefetch {self.prefetch} completions are up to {self.prefetch} policy versions"
+            " behind, but maxStaleness is {self.maxStaleness}: raise it to {self.prefetch}",
             ".maxStaleness",
         ),
     )

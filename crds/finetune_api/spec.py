@@ -148,6 +148,27 @@ _REWARDS = (
         required=True,
     ),
 )
+_IS_SHARDED = f"self.resources.strategy in {list(SHARDED)}"
+_STRATEGIES = (
+    Rule(
+        f"self.method != 'ebft' || !({_IS_SHARDED})",
+        "strategy is {self.resources.strategy}, but method ebft reads hidden states of the whole"
+        " model on each GPU: use ddp",
+        ".resources.strategy",
+    ),
+    Rule(
+        f"self.stability.policy != 'Rollback' || !({_IS_SHARDED})",
+        "policy is Rollback, which cannot change the spread checkpoints of resources.strategy"
+        " {self.resources.strategy}: use Halt or Warn, or strategy ddp",
+        ".stability.policy",
+    ),
+    Rule(
+        f"self.adapter.type != 'qlora' || self.resources.strategy == 'zero2' || !({_IS_SHARDED})",
+        "strategy is {self.resources.strategy}, which cannot spread the quantised weights of"
+        " adapter type qlora: use ddp or zero2, or adapter type lora",
+        ".resources.strategy",
+    ),
+)
 _BATCHES = (
     Rule(
         "type(self.training.microBatchSize) != int || type(self.resources.gpu.count) != int"
@@ -284,6 +305,7 @@ class FineTuneJobSpec(ApiModel):
         *_REWARDS,
         *[_format_rule(method, formats) for method, formats in FORMATS.items()],
         *_BATCHES,
+        *_STRATEGIES,
         *_COMBINATIONS,
     )
 

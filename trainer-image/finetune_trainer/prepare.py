@@ -5,6 +5,7 @@ import json
 import logging
 
 from finetune_api.failures import Reason
+from finetune_api.lengths import row_limit
 from finetune_api.methods import Generation
 from finetune_api.spec import ONLINE, FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
@@ -13,7 +14,6 @@ from finetune_trainer.adapter import check_targets
 from finetune_trainer.architecture import check_writes, read_facts
 from finetune_trainer.continued import check_continued
 from finetune_trainer.data.dataset import TRAIN, DatasetBuilder, load_rows, saved_facts
-from finetune_trainer.data.lengths import max_length
 from finetune_trainer.data.parts import FetchedPart, parts_of
 from finetune_trainer.durable import read_json, remove, write_json
 from finetune_trainer.export import check_output, finished_result
@@ -80,7 +80,7 @@ def _fetch_model(config: TrainerConfig, paths: Paths) -> ModelFacts:
     facts = read_facts(paths.model, source, trust_remote_code=with_code)
     check_writes(spec, facts)
     check_packs(spec, paths.model)
-    max_length(spec, facts.max_positions)
+    row_limit(spec, facts.max_positions)
     check_targets(spec.adapter, paths.model)
     return facts
 

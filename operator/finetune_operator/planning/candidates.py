@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from finetune_api.lengths import max_length
 from finetune_api.spec import SHARDED, FineTuneJobSpec, Kto, Method
 from finetune_api.status import Preparation
 from finetune_operator.planning.compilation import compiles
@@ -10,7 +11,13 @@ from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.memory import Candidate, Checkpointing, Precision, Strategy
 
 LARGEST_MICRO_BATCH: Final = 8
-_LONGEST_DEFAULT: Final = 4096
+
+CPU_MODEST_GIB: Final = 16
+"""Memory that any micro-batch on the CPU may take."""
+
+CPU_MODEST_SHARE: Final = 1.5
+"""What a larger one may take of the memory of the smallest micro-batch."""
+
 _PER_NODE: Final = (1, 2, 4, 8)
 _MORE_NODES: Final = (2, 4)
 
@@ -52,18 +59,28 @@ def checkpointings(spec: FineTuneJobSpec, *, compiled: bool) -> tuple[Checkpoint
 
 def counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
     """Return the numbers of GPUs to try, fewest first."""
-    resources = spec.resources
     found = _counts(spec, inventory)
-    if resources.strategy == "hsdp":
-        found = _of_several_nodes(spec, inventory, found)
-    if resources.gpu.count != "auto":
+    if spec.resources.gpu.count != "auto":
         return found
-    unit = smallest_share(spec)
-    fitting = [count for count in found if spec.training.batch_size % (count * unit) == 0]
-    return fitting or found[:1]
+    return [count for count in found if _divides(spec, count)] or found[:1]
+
+
+def indivisible(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
+    """Return the numbers of GPUs that are not tried as the batch cannot be split over them."""
+    tried = counts(spec, inventory)
+    return [count for count in _counts(spec, inventory) if count not in tried]
+
+
+def _divides(spec: FineTuneJobSpec, gpus: int) -> bool:
+    return spec.training.batch_size % (gpus * smallest_share(spec)) == 0
 
 
 def _counts(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
+    found = _unsplit(spec, inventory)
+    return _of_several_nodes(spec, inventory, found) if spec.resources.strategy == "hsdp" else found
+
+
+def _unsplit(spec: FineTuneJobSpec, inventory: Inventory) -> list[int]:
     resources = spec.resources
     if resources.gpu.count != "auto":
         return [resources.gpu.count]
@@ -78,13 +95,28 @@ def _of_several_nodes(spec: FineTuneJobSpec, inventory: Inventory, found: list[i
     hybrid = [count for count in found if _is_hybrid(count, nodes_of(spec, inventory, count))]
     if hybrid:
         return hybrid
-    resources = spec.resources
-    raise PlanInfeasibleError(
-        "resources.strategy is hsdp, which is for several nodes with several GPUs each, but"
-        f" resources.nodes is {resources.nodes}, resources.gpu.count {resources.gpu.count},"
-        f" resources.workspace.accessMode {resources.workspace.access_mode}, and a node has at most"
-        f" {inventory.gpus_per_node} GPUs: use fsdp."
+    resources, most = spec.resources, inventory.gpus_per_node
+    found_words = (
+        f"resources.nodes is {resources.nodes}, resources.gpu.count {resources.gpu.count} and"
+        f" resources.workspace.accessMode {resources.workspace.access_mode}"
     )
+    remedy = "" if most == 1 else f"set {_hybrid_fix(spec)}, or "
+    raise PlanInfeasibleError(
+        "resources.strategy is hsdp, which needs several nodes with several GPUs each (a node has"
+        f" at most {most}), but {found_words}: {remedy}use strategy fsdp."
+    )
+
+
+def _hybrid_fix(spec: FineTuneJobSpec) -> str:
+    """Return the fields that give several nodes with several GPUs each."""
+    resources, count = spec.resources, spec.resources.gpu.count
+    nodes = 2 if resources.nodes == "auto" else max(2, resources.nodes)
+    changes = [] if nodes == resources.nodes else [f"resources.nodes to {nodes}"]
+    if resources.workspace.claim is None and resources.workspace.access_mode != "ReadWriteMany":
+        changes.append("resources.workspace.accessMode to ReadWriteMany")
+    if count != "auto" and (count < 2 * nodes or count % nodes):
+        changes.append("resources.gpu.count to auto")
+    return " and ".join(changes)
 
 
 def nodes_of(spec: FineTuneJobSpec, inventory: Inventory, gpus: int) -> int:
@@ -174,7 +206,7 @@ def longest_sequence(spec: FineTuneJobSpec, preparation: Preparation) -> int:
     asked, longest_row = spec.training.max_length, max(1, preparation.dataset.max_tokens)
     if asked is not None and spec.training.packing:
         return asked
-    return min(longest_row, asked or min(_LONGEST_DEFAULT, preparation.model.max_positions))
+    return min(longest_row, max_length(spec, preparation.model.max_positions))
 
 
 def smallest_share(spec: FineTuneJobSpec) -> int:

@@ -39,9 +39,17 @@ def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
     return product.memory_gib if product else inventory.gpu_memory_gib
 
 
-def check_product(spec: FineTuneJobSpec) -> None:
-    """Raise PlanInfeasibleError for a product on which the trainer cannot run."""
+def check_product(spec: FineTuneJobSpec, inventory: Inventory) -> None:
+    """Raise PlanInfeasibleError for a product on which the trainer cannot run, or for a part of a
+    product's name. One that is not known is taken as it is: there are new GPUs.
+    """
     name = spec.resources.gpu.product
+    full_names = _full_names(name)
+    if full_names and not any(node.product == name for node in inventory.nodes or ()):
+        raise PlanInfeasibleError(
+            f"resources.gpu.product is {name}, but nodes call a GPU by its full name: did you mean"
+            f" {' or '.join(full_names)}?"
+        )
     why_not = unfit(name, spec)
     if why_not is not None:
         raise PlanInfeasibleError(f"resources.gpu.product is {name}, {why_not}.")
@@ -66,3 +74,11 @@ def unfit(name: str, spec: FineTuneJobSpec) -> str | None:
             " generation, or set training.precision to bf16"
         )
     return None
+
+
+def _full_names(name: str) -> list[str]:
+    """Return the known products that have all words of a name; none when it is such a product."""
+    if name in PRODUCTS:
+        return []
+    words = set(name.upper().split("-"))
+    return [label for label in PRODUCTS if words <= set(label.upper().split("-"))]

@@ -4,12 +4,16 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory, Plan, Preparation
 from finetune_operator.planning.alternatives import ways_out
 from finetune_operator.planning.candidates import (
+    CPU_MODEST_GIB,
+    CPU_MODEST_SHARE,
     counts,
+    indivisible,
     longest_sequence,
     micro_batches,
     precision,
 )
 from finetune_operator.planning.compilation import why_compiled
+from finetune_operator.planning.host import HostMemory
 from finetune_operator.planning.inventory import (
     Inventory,
     PlanInfeasibleError,
@@ -23,6 +27,8 @@ from finetune_operator.planning.reasons import (
     gpu_name,
     summarized,
     why,
+    why_cpu_memory,
+    why_cpu_micro_batch,
     why_host_memory,
     why_not,
     why_not_packed,
@@ -36,7 +42,7 @@ def make_plan(spec: FineTuneJobSpec, preparation: Preparation, inventory: Invent
     if spec.resources.gpu.count == 0:
         check_rollout(spec, preparation, inventory)
         return _cpu_plan(spec, preparation, longest_sequence(spec, preparation))
-    check_product(spec)
+    check_product(spec, inventory)
     offer = choose(spec, preparation, inventory)
     plan = first_that_fits(offer.spec, preparation, offer.inventory, beyond=0)
     rollout = plan_rollout(offer.spec, preparation, offer.inventory, plan)
@@ -55,9 +61,17 @@ def first_that_fits(
         return _gpu_plan(spec, preparation, candidate, memory, limit)
     if found.smallest is None:
         raise PlanInfeasibleError(f"resources.gpu.count allows no more than {beyond} GPUs.")
-    ways = ways_out(spec, preparation, inventory)
     most = max(counts(spec, inventory))
-    raise PlanInfeasibleError(why_not(spec, found.smallest, limit, most, ways))
+    raise PlanInfeasibleError(
+        why_not(
+            spec,
+            found.smallest,
+            limit,
+            most,
+            ways_out(spec, preparation, inventory),
+            limited=max(indivisible(spec, inventory), default=0) > most,
+        )
+    )
 
 
 def _gpu_plan(
@@ -68,6 +82,7 @@ def _gpu_plan(
     limit: float,
 ) -> Plan:
     per_node = candidate.gpus // candidate.nodes
+    host = HostMemory.of(spec, preparation, candidate)
     product = spec.resources.gpu.product
     plan = Plan(
         summary="",
@@ -84,10 +99,11 @@ def _gpu_plan(
         gradient_checkpointing=candidate.checkpointing,
         compile=candidate.compile,
         cpu=spec.resources.cpu or str(per_node),
-        host_memory=spec.resources.memory or from_gib(_host_memory(preparation, per_node)),
+        host_memory=spec.resources.memory or from_gib(host.total),
         memory=memory,
         reasons=[
             *why(spec, candidate, memory, limit),
+            why_host_memory(spec, host),
             *why_not_packed(spec, preparation, candidate),
             why_compiled(
                 spec, preparation, candidate.gpus, candidate.max_length, candidate.precision
@@ -97,11 +113,6 @@ def _gpu_plan(
     return summarized(plan, spec.adapter.type, gpu_name(spec, limit))
 
 
-def _host_memory(preparation: Preparation, processes: int) -> float:
-    """Each process loads the weights once and holds Python, CUDA and the data loader."""
-    return processes * (4 + 1.2 * preparation.model.weights_bytes / 2**30) + 4
-
-
 def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> Plan:
     number_format = precision(spec, "float32")
     if number_format == "float8":
@@ -109,17 +120,24 @@ def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> P
             "training.precision is float8, which needs a GPU, but resources.gpu.count is 0: set"
             " precision to auto, or ask for GPUs."
         )
-    micro_batch = micro_batches(spec, 0)[0]
     chosen = spec.training.gradient_checkpointing
-    candidate = Candidate(
-        gpus=0,
-        strategy="single",
-        micro_batch_size=micro_batch,
-        max_length=length,
-        checkpointing="none" if chosen == "auto" else chosen,
-        precision=number_format,
+    ways = [
+        Candidate(
+            gpus=0,
+            strategy="single",
+            micro_batch_size=size,
+            max_length=length,
+            checkpointing="none" if chosen == "auto" else chosen,
+            precision=number_format,
+        )
+        for size in micro_batches(spec, 0)
+    ]
+    memories = [estimate(spec, preparation, way) for way in ways]
+    modest = max(CPU_MODEST_GIB, CPU_MODEST_SHARE * memories[-1].total)
+    candidate, memory = next(
+        (way, memory) for way, memory in zip(ways, memories, strict=True) if memory.total <= modest
     )
-    memory = estimate(spec, preparation, candidate)
+    micro_batch = candidate.micro_batch_size
     plan = Plan(
         summary="",
         gpus=0,
@@ -135,6 +153,10 @@ def _cpu_plan(spec: FineTuneJobSpec, preparation: Preparation, length: int) -> P
         cpu=spec.resources.cpu or "1",
         host_memory=spec.resources.memory or from_gib(1.1 * memory.total + 1),
         memory=memory,
-        reasons=["CPU: resources.gpu.count is 0.", why_host_memory(spec, memory)],
+        reasons=[
+            "CPU: resources.gpu.count is 0.",
+            why_cpu_micro_batch(spec, micro_batch, ways[-1].micro_batch_size),
+            why_cpu_memory(spec, memory),
+        ],
     )
     return summarized(plan, spec.adapter.type, "")

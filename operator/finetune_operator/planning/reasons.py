@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Memory, Plan, Preparation
-from finetune_operator.planning.candidates import LARGEST_MICRO_BATCH
+from finetune_operator.planning.candidates import (
+    CPU_MODEST_GIB,
+    CPU_MODEST_SHARE,
+    LARGEST_MICRO_BATCH,
+)
+from finetune_operator.planning.host import POD_GIB, PROCESS_GIB, HostMemory
 from finetune_operator.planning.inventory import USABLE
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.products import PRODUCTS
@@ -47,19 +52,26 @@ def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: floa
     )
     checkpointing = "the cheapest that fits" if training.gradient_checkpointing == "auto" else asked
     fill = f"{memory.total:.1f} of {limit:.0f} GiB on each, and {USABLE:.0%} may be filled"
-    gpu = spec.resources.gpu
-    assumed = (
-        [f"GPU memory: {limit:.0f} GiB assumed: set resources.gpu.memory."]
-        if gpu.memory == "auto" and gpu.product not in PRODUCTS
-        else []
-    )
     return [
-        *assumed,
+        *_assumed(spec, limit),
         f"GPUs {candidate.gpus}: {count}; the estimate is {fill}.",
         *_strategy(spec, candidate),
         f"Micro-batch {candidate.micro_batch_size}: {micro_batch}.",
         f"Gradient checkpointing {candidate.checkpointing}: {checkpointing}.",
     ]
+
+
+def _assumed(spec: FineTuneJobSpec, limit: float) -> list[str]:
+    gpu = spec.resources.gpu
+    if gpu.memory != "auto" or gpu.product in PRODUCTS:
+        return []
+    if gpu.product == "auto":
+        words = f"{limit:.0f} GiB assumed: set resources.gpu.product, or resources.gpu.memory"
+        return [f"GPU memory: {words}."]
+    words = (
+        f"not known here, {limit:.0f} GiB assumed: correct the name, or set resources.gpu.memory"
+    )
+    return [f"GPU {gpu.product}: {words}."]
 
 
 def why_not_packed(
@@ -89,22 +101,33 @@ def _strategy(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:
 
 def _fits(candidate: Candidate) -> str:
     if candidate.strategy == "ddp":
-        return "one copy of the model fits each GPU"
+        return "each GPU holds a copy of the model"
     if candidate.strategy == "hsdp":
         return (
-            "no GPU holds a copy of its own, but those of one node do together, so weights stay"
-            " within the node and only gradients pass between nodes"
+            "the model does not fit one GPU, but those of one node, so weights stay within the node"
+            " and only gradients pass between nodes"
         )
-    who = "node" if 1 < candidate.nodes < candidate.gpus else "GPU"
-    return f"no {who} holds a copy of its own, so weights are spread over all of them"
+    where = "the GPUs of one node" if 1 < candidate.nodes < candidate.gpus else "one GPU"
+    return f"the model does not fit {where}, so weights are spread over all GPUs"
 
 
 def why_not(
-    spec: FineTuneJobSpec, smallest: float, limit: float, most: int, ways: Sequence[str]
+    spec: FineTuneJobSpec,
+    smallest: float,
+    limit: float,
+    most: int,
+    ways: Sequence[str],
+    *,
+    limited: bool,
 ) -> str:
-    """Return the sentence that nothing fits on so many GPUs with limit GiB each, and what would."""
+    """Return the sentence that nothing fits on so many GPUs with limit GiB each, and what would.
+
+    limited: training.batchSize cannot be split over more GPUs.
+    """
     usable = limit * USABLE
     each = f"each of {most} GPUs" if most > 1 else "one GPU"
+    if limited:
+        each += f" (training.batchSize {spec.training.batch_size} cannot be split over more)"
     excess = f"{smallest - usable:.1f} more than the {usable:.1f} of {limit:.0f} GiB"
     instead = f"it would fit with {' or '.join(ways)}" if ways else "no single change would help"
     return (
@@ -114,10 +137,35 @@ def why_not(
     )
 
 
-def why_host_memory(spec: FineTuneJobSpec, memory: Memory) -> str:
+def why_host_memory(spec: FineTuneJobSpec, host: HostMemory) -> str:
+    """Return what decided for the memory of a pod that trains on GPUs."""
+    if spec.resources.memory is not None:
+        return f"Host memory {_asked_memory(spec.resources.memory, host.total)}"
+    processes = f"{host.processes} x {PROCESS_GIB} GiB for a process"
+    copies = f"{host.copies} x " if host.copies > 1 else ""
+    weights = f"{copies}{host.weights:.1f} GiB for the weights"
+    return f"Host memory: {processes}, {weights} and {POD_GIB} GiB beside."
+
+
+def why_cpu_micro_batch(spec: FineTuneJobSpec, chosen: int, smallest: int) -> str:
+    """Return what decided for the micro-batch on the CPU."""
+    if spec.training.micro_batch_size != "auto":
+        return f"Micro-batch {chosen}: as asked for."
+    modest = f"{CPU_MODEST_GIB} GiB, or {CPU_MODEST_SHARE:.0%} of what micro-batch {smallest} takes"
+    return (
+        f"Micro-batch {chosen}: the largest power of two up to {LARGEST_MICRO_BATCH} that divides"
+        f" the batch and takes at most {modest}."
+    )
+
+
+def why_cpu_memory(spec: FineTuneJobSpec, memory: Memory) -> str:
     """Return what decided for the memory of a pod that trains on the CPU."""
     asked = spec.resources.memory
     if asked is None:
         return f"Memory: the estimate of {memory.total:.1f} GiB, a tenth more, and 1 GiB."
-    below = ", which is below the estimate of" if to_gib(asked) < memory.total else "; estimated"
-    return f"Memory {asked}: as asked for{below} {memory.total:.1f} GiB."
+    return f"Memory {_asked_memory(asked, memory.total)}"
+
+
+def _asked_memory(asked: str, estimated: float) -> str:
+    below = ", which is below the estimate of" if to_gib(asked) < estimated else "; estimated"
+    return f"{asked}: as asked for{below} {estimated:.1f} GiB."

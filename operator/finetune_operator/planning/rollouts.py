@@ -12,14 +12,14 @@ from finetune_operator.planning.duration import REACHED
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, gpu_memory
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.memory.rollout import colocated
-from finetune_operator.planning.products import PRODUCTS, UNKNOWN
+from finetune_operator.planning.products import UNKNOWN
 from finetune_operator.planning.vllm import (
     UTILIZATION,
     Server,
     server_of,
     tensor_parallel_sizes,
 )
-from finetune_operator.planning.writing import BANDWIDTH_REACHED, Batch, Speed
+from finetune_operator.planning.writing import BANDWIDTH_REACHED, Batch, Speed, has_speed
 
 _NO_ROLLOUT: Final = Rollout()
 _MOST_REPLICAS: Final = 1024
@@ -107,13 +107,16 @@ class _Planner:
 
     def servers(self) -> RolloutPlan:
         """Return servers on GPUs of their own, with the least GPU-time for a step."""
-        ways, there = list(self._ways()), self._there()
-        possible = [way for way in ways if there is None or self.plan.gpus + way.gpus <= there]
+        ways = list(self._ways())
+        possible = [way for way in ways if self._has_room(way)]
         fewest = min(ways, key=lambda way: way.gpus)
         best = min(possible or [fewest], key=lambda way: (way.gpu_seconds, way.gpus))
         reasons = [self._why(best), self._why_memory(best)]
         if not possible:
-            reasons.append(f"Servers: the nodes have {there} such GPUs, so more have to be added.")
+            reasons.append(
+                "Servers: the nodes have no room for them beside the trainer, so more have to be"
+                " added."
+            )
         return self._plan(best.server, best.replicas, best.gpus, best.writing, reasons)
 
     def beside_trainer(self) -> RolloutPlan:
@@ -142,32 +145,38 @@ class _Planner:
         """Return the seconds of a step: with prefetch the next batch is written meanwhile."""
         return max(writing, self.training) if self.rollout.prefetch else writing + self.training
 
-    def _there(self) -> int | None:
-        """Return the GPUs that the nodes have; None where more can be added."""
-        nodes = self.inventory.most_nodes
-        return None if nodes is None else nodes * self.inventory.gpus_per_node
+    def _has_room(self, way: _Way) -> bool:
+        """Tell whether the nodes have room for servers, each on one node, beside the trainer."""
+        nodes, most = self.inventory.most_nodes, self.inventory.gpus_per_node
+        if nodes is None:
+            return True
+        size, plan = way.server.tensor_parallel_size, self.plan
+        beside = plan.nodes * ((most - plan.gpus_per_node) // size)
+        return way.replicas <= beside + (nodes - plan.nodes) * (most // size)
 
     def _why(self, way: _Way) -> str:
         asked = {self.rollout.replicas, self.rollout.tensor_parallel_size}
-        gpus, step = f"{self.plan.gpus} + {way.gpus} GPUs", self._step(way.writing)
-        chosen = f"the least GPU-time for a step, {gpus} x {step:.1f} s"
+        size = way.server.tensor_parallel_size
+        step = f"{self._step(way.writing):.1f} s on {self.plan.gpus} + {way.gpus} GPUs"
+        chosen = f"a step takes the least GPU-time with them, {step}"
         if "auto" not in asked:
             chosen = "as asked for"
         elif len(asked) > 1:
-            chosen = f"as asked for in part, else {chosen}"
+            chosen = f"as asked for in part, and {chosen}"
         together = "at the same time" if self.rollout.prefetch else "one after the other"
         return (
-            f"Replicas {way.replicas} x tensor parallel {way.server.tensor_parallel_size}:"
-            f" {chosen}; writing takes {way.writing:.1f} s and training {self.training:.1f} s,"
+            f"Servers {way.replicas}, on {size} {'GPU' if size == 1 else 'GPUs'} each: {chosen};"
+            f" writing a batch takes {way.writing:.1f} s and training on it {self.training:.1f} s,"
             f" {together} (rollout.prefetch {self.rollout.prefetch})."
         )
 
     def _why_memory(self, way: _Way) -> str:
-        at_once = min(way.share, way.server.sequences(self.batch.longest))
+        fitting = way.server.sequences(self.batch.longest)
+        number = f"all {way.share}" if fitting >= way.share else f"{fitting} of the {way.share}"
         return (
             f"Server memory: {UTILIZATION:.0%} of each GPU; weights take"
-            f" {way.server.weights_gib:.1f} GiB, and keys and values have room for {at_once} of a"
-            f" server's {way.share} sequences at once, each of up to {self.batch.longest} tokens."
+            f" {way.server.weights_gib:.1f} GiB, and the rest holds keys and values of {number}"
+            f" sequences that a server writes for a batch, of up to {self.batch.longest} tokens."
         )
 
     def _plan(
@@ -192,7 +201,7 @@ class _Planner:
 
     def _basis(self) -> str:
         product = self.spec.resources.gpu.product
-        gpu = product if product in PRODUCTS else f"{UNKNOWN}, as the GPU's own are not known"
+        gpu = product if has_speed(product) else f"{UNKNOWN}, as the GPU's own are not known"
         return (
             "Times of writing and training are computed, not measured: each completion at its"
             f" longest, {REACHED:.0%} of the arithmetic and {BANDWIDTH_REACHED:.0%} of the memory"

@@ -27,9 +27,7 @@ def search(
     Candidates come in one order whatever the memory, and more memory only adds to those that fit:
     it never makes the plan worse. PlanInfeasibleError when what is asked for is at odds.
     """
-    if not beyond:
-        # A trainer on more GPUs keeps its servers, which fitted.
-        check_rollout(spec, preparation, inventory)
+    check_rollout(spec, preparation, inventory)
     limit = gpu_memory(spec, inventory) * USABLE
     totals: list[float] = []
     for candidate in candidates(spec, preparation, inventory):

@@ -14,7 +14,8 @@ UTILIZATION: Final = 0.9
 """Share of a GPU that a server of its own may take."""
 
 MOST_SEQUENCES: Final = 256
-"""Sequences that a server writes at once at most: vLLM's own limit on GPUs below 70 GiB."""
+"""Sequences that a server writes at once at most (--max-num-seqs): vLLM's default on GPUs below 70
+GiB, taken for all."""
 
 WORKING_GIB: Final = 2.0
 """Beside weights, keys and values: CUDA, activations of the largest batch, captured graphs. An

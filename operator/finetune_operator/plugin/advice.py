@@ -90,8 +90,8 @@ def _by_format(found: DatasetFormat | None) -> Method:
 def _check_format(method: Method, found: DatasetFormat) -> None:
     if found not in FORMATS[method]:
         raise PluginError(
-            f"a reward model needs pairs (chosen, rejected), but the rows are {found}: collect"
-            " pairs first."
+            f"a reward model needs pairs (chosen, rejected), and data of the format {found} has"
+            " none: collect pairs first."
         )
 
 

@@ -62,13 +62,14 @@ def _parser() -> _Parser:
 
 
 def _job_file(parser: _Parser) -> None:
-    parser.add_argument("-f", "--filename", required=True, type=Path, metavar="FILE",
-        help="YAML or JSON file with the job; - is stdin")  # fmt: skip
+    parser.add_argument("-f", "--filename", required=True, action="append", type=Path,
+        metavar="FILE",
+        help="YAML or JSON file with jobs; - is stdin; may be repeated")  # fmt: skip
 
 
 def _one_job(parser: _Parser) -> None:
     _job_file(parser)
-    parser.add_argument("--name", help="which job, when the file holds several")
+    parser.add_argument("--name", help="only the job of this name")
 
 
 def _job_name(parser: _Parser) -> None:
@@ -83,18 +84,20 @@ def _model_and_data(parser: _Parser) -> None:
     add("--config", type=Path, metavar="FILE", help="the model's config.json, or its folder")
     add("--parameters", metavar="SIZE", help="size of the model, such as 8B")
     add("--data", type=Path, metavar="FILE", help="a local JSON Lines, JSON or CSV file")
-    add("--tokens", type=_count, metavar="COUNT", help="tokens of the longest row")
+    add("--tokens", type=_count, metavar="COUNT",
+        help="tokens of the longest row; of its prompt, where the model answers")  # fmt: skip
 
 
 def _plan(parser: _Parser) -> None:
     _one_job(parser)
     add = parser.add_argument
-    add("--what-if", action="append", default=[], metavar="KEY=VALUE[,...]",
+    add("--what-if", action="append", default=[], type=_change, metavar="KEY=VALUE[,...]",
         help="compare with the job so changed: gpu=L4, memory=24Gi, count=2, adapter=qlora or any"
         " field, such as training.maxLength=8192; may be repeated")  # fmt: skip
     _model_and_data(parser)
     add("--rows", type=_count, metavar="COUNT", help="training rows")
-    add("--price", type=_price, help="price of one GPU-hour")
+    add("--price", action="append", default=[], type=_price, metavar="[GPU=]PRICE",
+        help="price of one GPU-hour, of any GPU or of one such as L4; may be repeated")  # fmt: skip
     add("-o", "--output", choices=["text", "json", "yaml"], default="text", help="format")
 
 
@@ -146,11 +149,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _price(text: str) -> float:
+def _change(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=VALUE")
+    return text
+
+
+def _price(text: str) -> tuple[str, float]:
+    """Return a GPU, empty for any, and its price."""
+    gpu, _, number = text.rpartition("=")
     try:
-        price = float(text)
+        price = float(number)
     except ValueError:
         price = math.nan
     if not (math.isfinite(price) and price >= 0):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 up")
-    return price
+    return gpu, price

@@ -8,23 +8,37 @@ from finetune_operator.plugin.errors import PluginError
 
 
 def plan(options: Namespace) -> int:
-    """Print which GPUs a job would get and why; return 1 when it does not fit."""
+    """Print which GPUs each job would get and why; return 1 when one gets no plan."""
     from finetune_operator.plugin.facts import Known
-    from finetune_operator.plugin.manifests import select
+    from finetune_operator.plugin.manifests import job_name, model_sources, named, read_manifests
+    from finetune_operator.plugin.prices import price_of, prices
     from finetune_operator.plugin.scenarios import scenarios
 
     known = Known(options.config, options.parameters, options.data, options.rows, options.tokens)
-    found = scenarios(select(options.filename, options.name), options.what_if, known)
+    manifests, given = read_manifests(options.filename), prices(options.price)
+    sources, chosen = model_sources(manifests), named(manifests, options.name)
+    found = []
+    for manifest in chosen:
+        try:
+            found.append(scenarios(manifest, options.what_if, known, sources))
+        except PluginError as error:
+            name = f"{job_name(manifest)}: " if len(chosen) > 1 else ""
+            raise PluginError(f"{name}{error}") from error
     if options.output == "text":
         from finetune_operator.plugin.plan_view import show
         from finetune_operator.plugin.terminal import console
 
-        show(console(), found, options.price)
+        for number, each in enumerate(found):
+            sys.stdout.write("\n" if number else "")
+            show(console(), each, given)
     else:
         from finetune_operator.plugin.documents import write
 
-        write([scenario.to_json(options.price) for scenario in found], options.output)
-    return 0 if found[0].plan else 1
+        write(
+            [one.to_json(price_of(given, one.plan)) for each in found for one in each],
+            options.output,
+        )
+    return 0 if all(each[0].plan for each in found) else 1
 
 
 def validate(options: Namespace) -> int:
@@ -77,6 +91,8 @@ def recommend(options: Namespace) -> int:
     from finetune_operator.plugin.recommend import Wish, advise, show, to_yaml
     from finetune_operator.plugin.terminal import console
 
+    if options.output and options.output.is_file():
+        raise PluginError(f"-o {options.output} is there already: name another file, or remove it.")
     file = read_data_file(options.data) if options.data else None
     form = file.format if file else HAVE.get(options.have or "")
     situation = Situation(form, options.reward, options.reward_model)
@@ -94,7 +110,12 @@ def recommend(options: Namespace) -> int:
     advice = advise(wish, known)
     show(console(), advice, wish)
     if options.output:
-        options.output.write_text(to_yaml(advice), encoding="utf-8")
+        try:
+            options.output.write_text(to_yaml(advice), encoding="utf-8")
+        except OSError as error:
+            raise PluginError(
+                f"-o {options.output} cannot be written: {error.strerror}."
+            ) from error
         sys.stdout.write(f"{options.output} is written: kubectl apply -f {options.output}\n")
     else:
         sys.stdout.write(to_yaml(advice))
@@ -104,11 +125,11 @@ def recommend(options: Namespace) -> int:
 def run(options: Namespace) -> int:
     """Prepare, plan and train a job on this machine; return the trainer's exit code."""
     from finetune_operator.plugin.local import Folders, named_folders, run_local
-    from finetune_operator.plugin.manifests import job_name, select
+    from finetune_operator.plugin.manifests import job_name, named, only, read_manifests
 
     if not options.local:
         raise PluginError("run is for this machine: give --local, or kubectl apply -f the job.")
-    manifest = select(options.filename, options.name)
+    manifest = only(named(read_manifests(options.filename), options.name))
     base = options.folder or Path(f"{job_name(manifest)}.local")
     folders = Folders(base, named_folders(options.claim), named_folders(options.configmap))
     return run_local(manifest, options.changes, folders, profile=options.profile)

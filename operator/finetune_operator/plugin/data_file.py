@@ -3,17 +3,37 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.formats import format_of
-from finetune_api.spec import DatasetFormat
+from finetune_api.formats import Shape, format_of, recognise
+from finetune_api.spec import Dataset, DatasetFormat, DatasetPart, FineTuneJobSpec, Method
+from finetune_api.trainer import JobFailure
 from finetune_operator.plugin.errors import PluginError
+from finetune_operator.plugin.row_lengths import Row, tokens
 
-CHARACTERS_PER_TOKEN: Final = 3
-"""Taken low, so that rows are taken to be long: English text has more characters to a token."""
+_PEEK: Final = 100
+"""Rows whose columns decide on the format, as in preparation."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a job reads its rows."""
+
+    method: Method
+    parts: tuple[tuple[DatasetFormat, tuple[tuple[str, str], ...]], ...]
+    """Format and new names of columns of each part of its data, of which a file is one."""
+
+    @classmethod
+    def of(cls, spec: FineTuneJobSpec) -> "Reading":
+        """Return how a job reads its rows."""
+        parts: Sequence[Dataset | DatasetPart] = spec.dataset.mixture or [spec.dataset]
+        found = tuple((part.format, tuple(part.columns.items())) for part in parts)
+        return cls(spec.method, found)
 
 
 @dataclass(frozen=True)
@@ -23,10 +43,14 @@ class DataFile:
     path: Path
     rows: int
     columns: frozenset[str]
-    characters: int
-    """Of all rows."""
+    tokens: int
+    """Of all rows, about."""
     longest: int
-    """Characters of the longest row."""
+    """Tokens of the longest row, about."""
+    read_as: DatasetFormat | None
+    """The format that the job reads them as; None when they do not fit it."""
+    misfit: str
+    """Why preparation would refuse them, if it is their columns."""
 
     @property
     def format(self) -> DatasetFormat | None:
@@ -34,22 +58,53 @@ class DataFile:
         return format_of(self.columns)
 
 
-def read_data_file(path: Path) -> DataFile:
-    """Return what a JSON Lines, JSON or CSV file holds; PluginError when it cannot be read."""
+@cache
+def read_data_file(path: Path, reading: Reading | None = None) -> DataFile:
+    """Return what a JSON Lines, JSON or CSV file holds; PluginError when it cannot be read.
+
+    Without a reading, all text in a row counts as its length.
+    """
     columns: set[str] = set()
-    rows = characters = longest = 0
+    count = total = longest = 0
+    method = reading.method if reading else None
     try:
-        for row in _rows(path):
+        rows = _rows(path)
+        head = list(islice(rows, _PEEK))
+        shape, renames, misfit = _recognised(head, path, reading)
+        for row in chain(head, rows):
             columns |= row.keys()
-            length = sum(len(text) for text in _texts(row))
-            rows, characters, longest = rows + 1, characters + length, max(longest, length)
+            length = tokens(_renamed(row, renames), shape, method)
+            count, total, longest = count + 1, total + length, max(longest, length)
     except OSError as error:
         raise PluginError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise PluginError(f"{path} is not UTF-8: convert it, or name the right file.") from error
     if not columns:
         raise PluginError(f"{path} has no rows with columns: name a file with data.")
-    return DataFile(path, rows, frozenset(columns), characters, longest)
+    form = shape.format if shape else None
+    return DataFile(path, count, frozenset(columns), total, longest, form, misfit)
+
+
+def _recognised(
+    head: Sequence[Row], path: Path, reading: Reading | None
+) -> tuple[Shape | None, dict[str, str], str]:
+    """Return the shape of the rows, how columns are renamed for it, and why there is none."""
+    columns = set[str]().union(*head)
+    misfit = ""
+    if reading is None:
+        return None, {}, misfit
+    for wanted, names in reading.parts:
+        renames = dict(names)
+        renamed = {renames.get(name, name) for name in columns}
+        try:
+            return recognise(renamed, wanted, reading.method, path.name), renames, ""
+        except JobFailure as failure:
+            misfit = failure.message
+    return None, {}, misfit
+
+
+def _renamed(row: Row, renames: dict[str, str]) -> Row:
+    return {renames.get(name, name): value for name, value in row.items()} if renames else row
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -88,15 +143,3 @@ def _row(path: Path, number: int, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise PluginError(f"row {number} of {path} is no object with columns: correct it.")
     return values
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all text in a row, however deep; names of columns are not read by a model."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part)

@@ -5,15 +5,17 @@ from finetune_operator.plugin.errors import PluginError
 
 
 def label_of(name: str) -> str:
-    """Return the node label nvidia.com/gpu.product of a GPU such as L4, H100 or A100-80GB.
+    """Return the node label nvidia.com/gpu.product of a GPU such as L4, H200 or H100-PCIe.
 
-    Of several that have all words of the name the smallest; PluginError when there is none.
+    PluginError unless exactly one label has all words of the name.
     """
     words = set(name.upper().split("-"))
-    found = next((label for label in PRODUCTS if words <= set(label.upper().split("-"))), None)
-    if found is None:
+    found = [label for label in PRODUCTS if words <= set(label.upper().split("-"))]
+    if len(found) > 1:
+        raise PluginError(f"GPU {name} may be {' or '.join(found)}: name one of them.")
+    if not found:
         raise PluginError(
             f"GPU {name} is not known, expected one of {', '.join(PRODUCTS)}, or a part of such a"
             " name: or give memory=24Gi."
         )
-    return found
+    return found[0]

@@ -35,7 +35,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {place}{error.strerror}.\n")
+        sys.stderr.write(f"error: {place}{error.strerror or error}.\n")
     except (KeyboardInterrupt, EOFError):
         # The question stays open on its line.
         sys.stderr.write("\n")

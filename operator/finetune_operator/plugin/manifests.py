@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +11,10 @@ from typing import Any, Final
 import yaml
 
 from finetune_api import names
+from finetune_api.sources import JOB_SCHEME
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.plugin.errors import PluginError
-from finetune_operator.plugin.kubectl_yaml import load_all
+from finetune_operator.plugin.kubectl_yaml import load_all, what_is_wrong
 
 Manifest = dict[str, Any]
 
@@ -28,30 +30,48 @@ class Job:
     spec: FineTuneJobSpec
 
 
-def read_manifests(path: Path) -> list[Manifest]:
-    """Return the FineTuneJobs of a YAML or JSON file, - being standard input; PluginError if none.
+def read_manifests(paths: Sequence[Path]) -> list[Manifest]:
+    """Return the FineTuneJobs of YAML or JSON files, - being standard input.
 
-    Other objects in the file, such as ConfigMaps, are left out.
+    Other objects, such as ConfigMaps, are left out; PluginError for a file without a FineTuneJob.
     """
-    documents = _documents(path)
-    jobs = [each for each in documents if isinstance(each, dict) and each.get("kind") == names.KIND]
-    if not jobs:
-        kinds = ", ".join(_kind(document) for document in documents) or "nothing"
-        raise PluginError(f"{path} holds {kinds}, expected an object of kind {names.KIND}.")
-    for job in jobs:
-        _check(path, job)
-    return jobs
+    return [job for path in paths for job in _jobs(path)]
 
 
-def select(path: Path, name: str | None) -> Manifest:
-    """Return the one FineTuneJob of a file, or the one of that name; PluginError otherwise."""
-    manifests = read_manifests(path)
-    found = ", ".join(job_name(manifest) for manifest in manifests)
-    chosen = [each for each in manifests if name is None or job_name(each) == name]
-    if len(chosen) != 1:
-        fix = "choose one with --name" if name is None else "correct --name"
-        raise PluginError(f"{path} holds the FineTuneJobs {found}: {fix}.")
-    return chosen[0]
+def named(manifests: list[Manifest], name: str | None) -> list[Manifest]:
+    """Return the jobs of a name, or all where none is given; PluginError if nothing is left."""
+    found = [each for each in manifests if name is None or job_name(each) == name]
+    if not found:
+        raise PluginError(f"--name is {name}, expected the name of a job: {_names(manifests)}.")
+    return found
+
+
+def only(manifests: list[Manifest]) -> Manifest:
+    """Return the one job that there is; PluginError for several."""
+    if len(manifests) > 1:
+        raise PluginError(
+            f"there are several FineTuneJobs, {_names(manifests)}: choose one with --name."
+        )
+    return manifests[0]
+
+
+def model_sources(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Return the source of each job's model by job://NAME; jobs that name none are left out."""
+    sources = {}
+    for manifest in manifests:
+        with suppress(KeyError, TypeError):
+            source = manifest["spec"]["model"]["source"]
+            sources[f"{JOB_SCHEME}{job_name(manifest)}"] = str(source)
+    return sources
+
+
+def first_source(source: str, sources: Mapping[str, str]) -> str:
+    """Return the model that a chain of jobs begins with, as far as the jobs are known."""
+    seen: set[str] = set()
+    while source in sources and source not in seen:
+        seen.add(source)
+        source = sources[source]
+    return source
 
 
 def job_name(manifest: Manifest) -> str:
@@ -67,15 +87,31 @@ def job_of(manifest: Manifest) -> Job:
     return Job(job_name(manifest), manifest["metadata"].get("namespace") or "default", spec)
 
 
-def _documents(path: Path) -> list[Any]:
+def _names(manifests: Sequence[Manifest]) -> str:
+    return ", ".join(job_name(manifest) for manifest in manifests)
+
+
+def _jobs(path: Path) -> list[Manifest]:
+    place = "standard input" if path == STANDARD_INPUT else str(path)
+    documents = _documents(path, place)
+    jobs = [each for each in documents if isinstance(each, dict) and each.get("kind") == names.KIND]
+    if not jobs:
+        kinds = ", ".join(_kind(document) for document in documents) or "nothing"
+        raise PluginError(f"{place} holds {kinds}, expected an object of kind {names.KIND}.")
+    for job in jobs:
+        _check(place, job)
+    return jobs
+
+
+def _documents(path: Path, place: str) -> list[Any]:
     try:
         text = sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
         documents = [each for each in load_all(text) if each is not None]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise PluginError(f"{path} cannot be read: {reason}.") from error
+        raise PluginError(f"{place} cannot be read: {reason}.") from error
     except yaml.YAMLError as error:
-        raise PluginError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise PluginError(f"{place} is not YAML: {what_is_wrong(error)}.") from error
     return list(_items(documents))
 
 
@@ -94,11 +130,11 @@ def _kind(document: Any) -> str:
     return str(kind or "an object without kind")
 
 
-def _check(path: Path, job: Manifest) -> None:
+def _check(place: str, job: Manifest) -> None:
     metadata, version = job.setdefault("metadata", {}), job.get("apiVersion")
     if not isinstance(metadata, dict):
-        raise PluginError(f"{path}: found metadata {json.dumps(metadata)}, expected an object.")
+        raise PluginError(f"{place}: found metadata {json.dumps(metadata)}, expected an object.")
     if version != names.API_VERSION:
         raise PluginError(
-            f"{path}: apiVersion of {job_name(job)} is {version}, expected {names.API_VERSION}."
+            f"{place}: apiVersion of {job_name(job)} is {version}, expected {names.API_VERSION}."
         )

@@ -15,6 +15,7 @@ _SHORT: Final = {
     "adapter": "adapter.type",
     "batch": "training.batchSize",
     "count": "resources.gpu.count",
+    "gpu": "resources.gpu.product",
     "length": "training.maxLength",
     "memory": "resources.gpu.memory",
     "method": "method",
@@ -27,29 +28,37 @@ _SHORT: Final = {
 def overridden(manifest: Manifest, assignments: str) -> Manifest:
     """Return a job with assignments such as gpu=L4,count=2 or training.maxLength=8192 made."""
     changed = copy.deepcopy(manifest)
-    # Not at commas within a value, such as those of a list.
-    for assignment in re.split(r",(?=[\w. ]+=)", assignments):
-        key, separator, text = (part.strip() for part in assignment.partition("="))
-        if not separator or not key or not text:
-            raise PluginError(
-                f"{assignment!r} is no change: expected KEY=VALUE with gpu, {', '.join(_SHORT)} or"
-                " a field of the spec such as training.maxLength."
-            )
-        for path, value in _changes(key, text).items():
-            _put(changed, f"spec.{path}", value)
+    for path, value in _changes(assignments).items():
+        _put(changed, f"spec.{path}", value)
     return changed
 
 
-def _changes(key: str, text: str) -> dict[str, Any]:
+def _changes(assignments: str) -> dict[str, Any]:
     """Return values by their place in the spec."""
-    if key == "gpu":
-        # The planner knows the memory of each product.
-        return {"resources.gpu.product": label_of(text), "resources.gpu.memory": "auto"}
+    implied, asked = {}, {}
+    # Not at commas within a value, such as those of a list.
+    for assignment in re.split(r",(?=[\w./ -]+=)", assignments):
+        key, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator or not key or not text:
+            raise PluginError(
+                f"{assignment!r} is no change: expected KEY=VALUE with {', '.join(_SHORT)} or"
+                " a field of the spec such as training.maxLength."
+            )
+        path = _SHORT.get(key, key.removeprefix("spec."))
+        if path in asked:
+            raise PluginError(f"{key} is there twice in {assignments}: keep one.")
+        asked[path] = label_of(text) if key == "gpu" else _value(key, text)
+        if key == "gpu":
+            # The planner knows the memory of each product.
+            implied["resources.gpu.memory"] = "auto"
+    return implied | asked
+
+
+def _value(key: str, text: str) -> Any:
     try:
-        value = load(text)
+        return load(text)
     except yaml.YAMLError as error:
         raise PluginError(f"{key}={text} is no YAML: correct the value.") from error
-    return {_SHORT.get(key, key.removeprefix("spec.")): value}
 
 
 def _put(object_: dict[str, Any], path: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """kubectl finetune recommend: from what somebody has to a job file that fits."""
 
+import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api import names
+from finetune_api.formats import REFERENCES
 from finetune_api.spec import Method
 from finetune_operator.plugin.advice import (
     ADAPTERS,
@@ -24,7 +26,7 @@ from finetune_operator.plugin.advice import (
 from finetune_operator.plugin.columns import renamed_for_rewards
 from finetune_operator.plugin.data_file import DataFile
 from finetune_operator.plugin.errors import PluginError
-from finetune_operator.plugin.facts import Known
+from finetune_operator.plugin.facts import Known, basis
 from finetune_operator.plugin.manifests import Manifest
 from finetune_operator.plugin.plan_view import listed
 from finetune_operator.plugin.rules import accepted
@@ -32,6 +34,8 @@ from finetune_operator.plugin.scenarios import Scenario
 
 _CONFIG_MAP_BYTES: Final = 1 << 20
 """A ConfigMap holds no more."""
+_COMPARING: Final = {"exact-match", "accuracy"}
+"""Built-in rewards that read the known answer."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,46 @@ def advise(wish: Wish, known: Known) -> Advice:
             check_prompts(wish.data)
     choice = choose_method(wish.situation)
     draft = _draft(wish, choice.method)
-    accepted(draft)
+    lengths = _allow_length(draft, known)
     hardware = {adapter: _on(wish, draft, adapter, known) for adapter in ADAPTERS}
     adapter, why = _adapter(wish, hardware)
     _set_adapter(draft, adapter, hardware[adapter] if wish.gpu else None)
     reasons = (f"Method {choice.method}: {choice.why}.", f"Adapter {adapter}: {why}.")
-    return Advice(draft, (*_seen(wish), *reasons), hardware)
+    return Advice(draft, (*_seen(wish), *reasons, *lengths, *_unread(wish)), hardware)
 
 
 def _seen(wish: Wish) -> Iterator[str]:
     if wish.data is not None:
         columns = ", ".join(sorted(wish.data.columns))
         yield f"Data: {wish.data.rows:,} rows with the columns {columns} ({wish.data.format})."
+
+
+def _allow_length(draft: Manifest, known: Known) -> list[str]:
+    """Raise maxLength where rows are longer than it allows unset, and return why; PluginError when
+    preparation would refuse the job all the same.
+    """
+    facts = basis(accepted(draft).spec, known)
+    if facts.enough is None:
+        if facts.refusal:
+            raise PluginError(facts.refusal)
+        return []
+    spec = draft["spec"]
+    output = spec.pop("output")
+    spec |= {"training": {"maxLength": facts.enough}, "output": output}
+    return [f"training.maxLength {facts.enough}: unset, it would be too short for the longest row."]
+
+
+def _unread(wish: Wish) -> Iterator[str]:
+    """Yield that a reward has nothing to compare with."""
+    reward, data = wish.situation.reward, wish.data
+    if reward not in _COMPARING or data is None:
+        return
+    renames = renamed_for_rewards(data.columns)
+    if {renames.get(name, name) for name in data.columns}.isdisjoint(REFERENCES):
+        yield (
+            f"Reward {reward} compares with column {', '.join(REFERENCES[:-1])} or"
+            f" {REFERENCES[-1]}, but the rows have none of these: add one before you train."
+        )
 
 
 def _draft(wish: Wish, method: Method) -> Manifest:
@@ -162,16 +194,17 @@ def show(console: Console, advice: Advice, wish: Wish) -> None:
     for column in ("adapter", "least hardware", "memory of each GPU", "checkpointing"):
         table.add_column(column)
     for adapter, scenario in advice.hardware.items():
-        table.add_row(adapter, *_hardware(scenario))
+        table.add_row(adapter, *_hardware(scenario, wish))
     console.print(Text(), table, Text())
     source = advice.manifest["spec"]["dataset"]["source"]
     if wish.source is None:
-        console.print(listed([_put(source, wish)]))
+        # Not wrapped, so that the command can be copied.
+        console.print(f"- {_put(source, wish)}", soft_wrap=True)
 
 
-def _hardware(scenario: Scenario) -> tuple[str, str, str]:
+def _hardware(scenario: Scenario, wish: Wish) -> tuple[str, str, str]:
     if scenario.plan is None:
-        return "does not fit", "", ""
+        return f"not on {f'{wish.gpus} x {wish.gpu}' if wish.gpu else 'one node'}", "", ""
     plan = scenario.plan
     memory = f"{plan.memory.total:.1f} of {scenario.gpu_memory:.0f} GiB"
     return f"{plan.gpus} x {plan.gpu_product}", memory, plan.gradient_checkpointing
@@ -179,6 +212,7 @@ def _hardware(scenario: Scenario) -> tuple[str, str, str]:
 
 def _put(source: str, wish: Wish) -> str:
     if source.startswith("configmap://") and wish.data is not None:
-        place = f"--from-file={wish.data.path}"
-        return f"Put the data there: kubectl create configmap {wish.name}-data {place}"
+        name, file = f"{wish.name}-data", shlex.quote(str(wish.data.path))
+        command = f"kubectl create configmap {name} --from-file={file}"
+        return f"Put the data into ConfigMap {name}:\n  {command}"
     return f"Put the data at {source}, and create that claim if there is none."

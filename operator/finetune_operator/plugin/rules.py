@@ -36,7 +36,8 @@ def accepted(manifest: Manifest) -> Job:
     found = problems(manifest)
     if found:
         more = f" ({len(found) - 1} more: see validate)" if len(found) > 1 else ""
-        raise PluginError(f"{found[0]}{more}.")
+        said = f"{found[0]}{more}"
+        raise PluginError(said if said.endswith("?") else f"{said}.")
     return job_of(manifest)
 
 
@@ -121,7 +122,14 @@ def _refused(node: _Node, rules: list[Schema]) -> Iterator[str]:
         if "oldSelf" in rule["rule"] or part.evaluate(rule["rule"]) is True:
             continue
         field = (node.path + rule.get("fieldPath", "")).removeprefix(".")
-        yield f"{field}: {_message(rule, part)}"
+        yield f"{field}: {_unrepeated(field, _message(rule, part))}"
+
+
+def _unrepeated(field: str, message: str) -> str:
+    """Return what is said of a field without its name at the start."""
+    subject = re.match(r"(\S+) (?=(is|has|are) )", message)
+    repeats = subject is not None and f".{field}".endswith(f".{subject[1]}")
+    return message[subject.end() :] if subject and repeats else message
 
 
 def _message(rule: Schema, part: Part) -> str:

@@ -1,9 +1,10 @@
 """The plan of a job, and of the same job with something changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan
 from finetune_api.trainer import unsupported_rollout
 from finetune_operator.planning import (
@@ -16,7 +17,7 @@ from finetune_operator.planning import (
 from finetune_operator.planning.inventory import gpu_memory
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Basis, Known, basis
-from finetune_operator.plugin.manifests import Job, Manifest
+from finetune_operator.plugin.manifests import Job, Manifest, first_source
 from finetune_operator.plugin.overrides import overridden
 from finetune_operator.plugin.rules import accepted
 
@@ -77,20 +78,34 @@ class Scenario:
         }
 
 
-def scenarios(manifest: Manifest, changes: Sequence[str], known: Known) -> list[Scenario]:
+def scenarios(
+    manifest: Manifest, changes: Sequence[str], known: Known, sources: Mapping[str, str]
+) -> list[Scenario]:
     """Return the job as it is, then with each change made; PluginError when one is no job."""
-    return [planned(manifest, change, known) for change in ("", *changes)]
+    return [planned(manifest, change, known, sources) for change in ("", *changes)]
 
 
-def planned(manifest: Manifest, change: str, known: Known) -> Scenario:
-    """Return a job with one change made, and its plan."""
+def planned(
+    manifest: Manifest, change: str, known: Known, sources: Mapping[str, str] | None = None
+) -> Scenario:
+    """Return a job with one change made, and its plan.
+
+    Sources are those of other jobs' models, by job://NAME.
+    """
     job = _changed(manifest, change) if change else accepted(manifest)
-    facts = basis(job.spec, known)
+    facts = basis(_on_first_model(job.spec, sources or {}), known)
+    if facts.refusal:
+        return Scenario(change, job, facts, None, facts.refusal)
     try:
         plan = make_plan(job.spec, facts.preparation, Inventory())
     except PlanInfeasibleError as error:
         return Scenario(change, job, facts, None, str(error))
     return Scenario(change, job, facts, plan)
+
+
+def _on_first_model(spec: FineTuneJobSpec, sources: Mapping[str, str]) -> FineTuneJobSpec:
+    source = first_source(spec.model.source, sources)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"source": source})})
 
 
 def _changed(manifest: Manifest, change: str) -> Job:

@@ -87,7 +87,7 @@ def test_plans(
             },
             "2 nodes x 8 x 80 GiB GPU, full, fsdp, micro-batch 1 x 1, checkpointing full",
         ),
-        ({"resources": {"gpu": {"count": 0}}}, "CPU, lora, micro-batch 8 x 2"),
+        ({"resources": {"gpu": {"count": 0}}}, "CPU, lora, micro-batch 2 x 8"),
     ],
 )
 def test_the_summary_is_for_people(parts: dict[str, Any], summary: str) -> None:
@@ -161,7 +161,7 @@ def test_the_longest_prompt_is_counted_with_its_completion_already() -> None:
 
 
 def test_an_assumed_size_of_the_gpus_is_told() -> None:
-    assumed = "GPU memory: 80 GiB assumed: set resources.gpu.memory."
+    assumed = "GPU memory: 80 GiB assumed: set resources.gpu.product, or resources.gpu.memory."
     assert assumed in make_plan_of().reasons
     assert assumed not in make_plan_of(resources={"gpu": {"memory": "80Gi"}}).reasons
 
@@ -169,8 +169,57 @@ def test_an_assumed_size_of_the_gpus_is_told() -> None:
 def test_cpu() -> None:
     plan = make_plan_of(resources={"gpu": {"count": 0}})
     assert (plan.gpus, plan.nodes, plan.precision, plan.compile) == (0, 1, "float32", False)
-    assert plan.micro_batch_size == 8
     assert to_gib(plan.host_memory) > plan.memory.total
+
+
+@pytest.mark.parametrize(
+    ("size", "training", "micro_batch"),
+    [
+        ("small", {}, 8),
+        ("large", {}, 2),
+        ("large", {"maxLength": 64}, 8),
+        ("large", {"batchSize": 1}, 1),
+        ("large", {"microBatchSize": 8}, 8),
+    ],
+)
+def test_on_the_cpu_the_micro_batch_keeps_the_memory_modest(
+    size: str, training: dict[str, Any], micro_batch: int
+) -> None:
+    tiny = {"parameters": 1_000_000, "layers": 4, "hidden_size": 64, "vocabulary": 4096}
+    preparation = make_preparation(**(tiny if size == "small" else {}))
+    spec = make_spec(resources={"gpu": {"count": 0}}, training=training)
+    plan = make_plan(spec, preparation, Inventory())
+    assert plan.micro_batch_size == micro_batch
+    told = "as asked for" if "microBatchSize" in training else "takes at most 16 GiB, or 150%"
+    assert any(f"Micro-batch {micro_batch}" in why and told in why for why in plan.reasons)
+
+
+def test_processes_share_the_weights_that_they_read_as_they_are_stored() -> None:
+    """An 8B model in bf16: 15 GiB, a fifth more, and 4 for each process and for the pod."""
+    spec = make_spec(resources={"gpu": {"count": 8}})
+    shared, own = (
+        make_plan(spec, make_preparation(dtype=dtype), Inventory())
+        for dtype in ("bfloat16", "float16")
+    )
+    assert (shared.host_memory, own.host_memory) == ("54Gi", "180Gi")
+    assert "Host memory: 8 x 4 GiB for a process, 17.9 GiB for the weights and 4 GiB beside." in (
+        shared.reasons
+    )
+    assert any("8 x 17.9 GiB for the weights" in reason for reason in own.reasons)
+
+
+def test_of_spread_weights_each_process_makes_room_for_all() -> None:
+    """In float32 where all are trained: Accelerate turns them into it before it spreads them."""
+    resources = {"gpu": {"count": 4}, "strategy": "fsdp"}
+    assert make_plan_of(resources=resources).host_memory == "92Gi"
+    assert make_plan_of(resources=resources, adapter=FULL).host_memory == "164Gi"
+
+
+def test_host_memory_that_is_asked_for_is_held_against_what_is_estimated() -> None:
+    plan = make_plan_of(resources={"memory": "20Gi"})
+    assert (
+        "Host memory 20Gi: as asked for, which is below the estimate of 25.9 GiB." in plan.reasons
+    )
 
 
 def test_what_is_given_wins() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan
+from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.candidates import candidates
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.products import PRODUCTS
@@ -73,11 +74,24 @@ def test_the_memory_of_a_known_product_needs_no_telling() -> None:
     [
         ("Tesla-T4", "cannot compute in bf16"),
         ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "a slice of a GPU"),
+        ("L4", "a GPU by its full name: did you mean NVIDIA-L4[?]$"),
+        ("nvidia-l4", "did you mean NVIDIA-L4[?]$"),
+        ("H100", "did you mean NVIDIA-H100-80GB-HBM3 or NVIDIA-H100-PCIe[?]$"),
+        ("A100-80GB", "did you mean NVIDIA-A100-SXM4-80GB or NVIDIA-A100-80GB-PCIe[?]$"),
     ],
 )
 def test_a_product_that_cannot_train_is_refused(product: str, words: str) -> None:
     with pytest.raises(PlanInfeasibleError, match=words):
         make_plan_of(resources={"gpu": {"product": product}})
+
+
+def test_a_product_that_is_not_known_is_planned_and_what_is_assumed_is_told() -> None:
+    plan = make_plan_of(resources={"gpu": {"product": "NVIDIA-H10"}})
+    assert plan.gpu_product == "NVIDIA-H10"
+    assert plan.reasons[0] == (
+        "GPU NVIDIA-H10: not known here, 80 GiB assumed: correct the name, or set"
+        " resources.gpu.memory."
+    )
 
 
 def test_float32_runs_where_bf16_does_not() -> None:
@@ -104,11 +118,119 @@ def test_what_does_not_fit_names_ways_out_that_do() -> None:
     assert length is not None
     shorter = parts["training"] | {"maxLength": int(length[1])}
     assert make_plan_of(**parts | {"training": shorter}).gpus == 1
-    more = re.search(r"(\d+) more GPUs", message)
+    more = re.search(r"(\d+) more GPUs?", message)
     assert more is not None
     count = 1 + int(more[1])
     wider = {"gpu": {"memory": "20Gi", "count": count}}
     assert make_plan_of(**parts | {"resources": wider}).gpus == count
+
+
+MIXTRAL, LARGE = "mistralai/Mixtral-8x7B-v0.1", "meta-llama/Llama-3.1-70B"
+SHARED = {"workspace": {"accessMode": "ReadWriteMany"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "words", "change", "gpus"),
+    [
+        (
+            LARGE,
+            {"adapter": {"type": "full"}, "resources": SHARED},
+            "training.batchSize 32 ",
+            {"training": {"batchSize": 32}},
+            32,
+        ),
+        (
+            "Qwen/Qwen2.5-32B",
+            {"adapter": {"type": "full"}},
+            "resources.workspace.accessMode ReadWriteMany ",
+            {"resources": SHARED},
+            16,
+        ),
+        (
+            MIXTRAL,
+            {"adapter": {"type": "qlora"}},
+            "adapter type lora ",
+            {"adapter": {"type": "lora"}},
+            2,
+        ),
+        (
+            "meta-llama/Llama-3.1-8B",
+            {"adapter": {"type": "full"}, "resources": {"gpu": {"memory": "24Gi"}}},
+            "adapter type lora ",
+            {"adapter": {"type": "lora"}},
+            1,
+        ),
+        (
+            LARGE,
+            {"resources": {"gpu": {"memory": "48Gi", "count": 1}}},
+            "adapter type qlora ",
+            {"adapter": {"type": "qlora"}},
+            1,
+        ),
+        (
+            LARGE,
+            {"resources": {"gpu": {"memory": "60Gi", "count": 3}}, "training": {"batchSize": 12}},
+            "1 more GPU with fsdp ",
+            {"resources": {"gpu": {"memory": "60Gi", "count": 4}}},
+            4,
+        ),
+    ],
+)
+def test_each_way_out_is_a_plan(
+    model: str, parts: dict[str, Any], words: str, change: dict[str, Any], gpus: int
+) -> None:
+    named = facts_of_name(f"hf://{model}")
+    assert named is not None
+    preparation = make_preparation().model_copy(update={"model": named[1]})
+    with pytest.raises(PlanInfeasibleError) as refused:
+        make_plan(make_spec(**parts), preparation, Inventory())
+    way = re.search(rf"{words}\(([0-9.]+) GiB(?: on each of (\d+) GPUs)?\)", str(refused.value))
+    assert way is not None, refused.value
+    plan = make_plan(make_spec(**parts | change), preparation, Inventory())
+    assert (plan.gpus, int(way[2] or 1)) == (gpus, gpus)
+    # What is planned takes the micro-batch that fills the GPU.
+    assert float(way[1]) <= plan.memory.total + 0.1
+
+
+def test_what_a_refusal_needs_and_what_would_fit_are_counted_alike() -> None:
+    """Larger GPUs do not change what the job needs."""
+    with pytest.raises(PlanInfeasibleError) as refused:
+        make_plan_of(
+            adapter={"type": "qlora"},
+            training={"maxLength": 256},
+            resources={"gpu": {"memory": "6Gi", "count": 1}},
+        )
+    needed = re.search(r"needs about ([0-9.]+) GiB", str(refused.value))
+    larger = re.search(r"the memory of \S+ \(([0-9.]+) GiB\)", str(refused.value))
+    assert needed is not None
+    assert larger is not None
+    assert needed[1] == larger[1]
+
+
+def test_a_batch_that_keeps_the_job_from_more_gpus_is_named() -> None:
+    large: dict[str, Any] = {"parameters": 70_000_000_000, "layers": 80, "hidden_size": 8192}
+    spec = make_spec(adapter={"type": "full"}, resources=SHARED)
+    words = r"each of 16 GPUs \(training.batchSize 16 cannot be split over more\)"
+    with pytest.raises(PlanInfeasibleError, match=words):
+        make_plan(spec, make_preparation(**large), Inventory())
+
+
+@pytest.mark.parametrize(
+    ("parts", "way"),
+    [
+        # The model knows 8192 positions.
+        ({"training": {"maxLength": 1_000_000, "packing": True}}, r"training.maxLength 8192 \("),
+        (
+            {"training": {"maxLength": 1024, "packing": True}},
+            "maxLength 512 and dataset.tooLong tr",
+        ),
+    ],
+)
+def test_a_shorter_length_is_one_that_model_and_data_take(parts: dict[str, Any], way: str) -> None:
+    memory = "80Gi" if parts["training"]["maxLength"] > 8192 else "18944Mi"
+    resources = {"gpu": {"memory": memory, "count": 1}}
+    with pytest.raises(PlanInfeasibleError, match=way):
+        make_plan_of(**parts, resources=resources)
 
 
 def test_larger_gpus_are_a_way_out_when_nothing_else_is() -> None:

@@ -48,15 +48,26 @@ def test_one_node_has_no_copies() -> None:
     [
         (
             {"resources": {"gpu": {"count": 8}, "strategy": "hsdp"}},
-            "with several GPUs each, but resources.nodes is auto, resources.gpu.count 8",
+            "nodes is auto, resources.gpu.count 8 .* ReadWriteOnce: set resources.nodes to 2 and",
         ),
         (
             {"resources": {"gpu": {"count": 2}, "strategy": "hsdp", **TWO_NODES}},
-            "with several GPUs each, but resources.nodes is 2, resources.gpu.count 2",
+            "nodes is 2, resources.gpu.count 2 .* set resources.gpu.count to auto, or use strategy",
+        ),
+        (
+            {
+                "resources": {
+                    "gpu": {"count": 4},
+                    "strategy": "hsdp",
+                    "nodes": 4,
+                    "workspace": SHARED,
+                }
+            },
+            "ReadWriteMany: set resources.gpu.count to auto, or use strategy",
         ),
         (
             {"resources": {"strategy": "hsdp"}},
-            "resources.workspace.accessMode ReadWriteOnce, and a node has at most 8 GPUs: use fsdp",
+            "set resources.nodes to 2 and resources.workspace.accessMode to ReadWriteMany, or use",
         ),
         (
             {"resources": of_two_nodes(80, strategy="hsdp"), "adapter": {"type": "qlora"}},
@@ -90,7 +101,16 @@ def test_why_weights_stay_within_a_node_or_do_not() -> None:
         for memory in (40, 24)
     )
     assert "weights stay within the node and only gradients pass between nodes" in within
-    assert "no node holds a copy of its own, so weights are spread over all of them" in over_all
+    assert "the model does not fit the GPUs of one node, so weights are spread over" in over_all
+
+
+@pytest.mark.parametrize(("count", "per_node"), [(8, 4), ("auto", 2)])
+def test_the_ways_out_of_a_refused_hsdp_work(count: int | str, per_node: int) -> None:
+    gpu = {"count": count}
+    with pytest.raises(PlanInfeasibleError, match=r"resources.nodes to 2 and .* ReadWriteMany"):
+        make_plan_of(resources={"gpu": gpu, "strategy": "hsdp"})
+    plan = make_plan_of(resources={"gpu": gpu, "strategy": "hsdp", **TWO_NODES})
+    assert (plan.nodes, plan.gpus_per_node) == (2, per_node)
 
 
 def test_a_smaller_plan_keeps_a_copy_on_each_node() -> None:

@@ -163,6 +163,25 @@ def test_a_product_that_no_node_has_is_planned_for_all_the_same() -> None:
     assert "no node" not in said(there)
 
 
+def test_a_part_of_a_products_name_is_refused_unless_a_node_has_it() -> None:
+    named: dict[str, Any] = {"resources": {"gpu": {"product": "H100"}}}
+    with pytest.raises(PlanInfeasibleError, match=f"did you mean {H100} or"):
+        plan_on(node(H100), **named)
+    assert plan_on(node("H100", memory="81559"), **named).gpu_product == "H100"
+
+
+def test_a_job_for_a_part_of_a_products_name_ends_and_says_why() -> None:
+    parts: dict[str, Any] = {"resources": {"gpu": {"product": "L4"}}}
+    life = Life(**parts)
+    life.step(0)
+    life.step(10, prepared_pod(**parts), inventory=Inventory(nodes=(node(L4),)))
+    assert life.phase == "Failed"
+    assert (
+        f"resources.gpu.product is L4, but nodes call a GPU by its full name: did you mean {L4}"
+        in (life.message)
+    )
+
+
 def test_memory_that_is_asked_for_without_a_product_is_not_looked_up() -> None:
     asked: dict[str, Any] = {"resources": {"gpu": {"memory": "40Gi"}}}
     assert plan_on(node(L4), **asked) == make_plan_of(**asked)

@@ -22,6 +22,7 @@ LLAMA = "meta-llama/Llama-3.1-8B"
 PROMPT = 512
 SHARED = {"accessMode": "ReadWriteMany"}
 MEMORIES = (24, 32, 40, 48, 64, 80, 96, 141, 180)
+MORE = "so more have to be added"
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
@@ -41,6 +42,7 @@ def plan_of(
     batch: int = 64,
     gpu: dict[str, Any] | None = None,
     adapter: str = "lora",
+    nodes: int | None = None,
     inventory: Inventory | None = None,
     **rollout: Any,
 ) -> Plan:
@@ -51,7 +53,11 @@ def plan_of(
         generation={"maxCompletionLength": completion},
         rewards=[{"name": "length", "builtin": "length"}],
         rollout={"mode": "server", **rollout},
-        resources={"gpu": gpu or {"product": H100}, "workspace": SHARED},
+        resources={
+            "gpu": gpu or {"product": H100},
+            "nodes": nodes or "auto",
+            "workspace": SHARED,
+        },
     )
     return make_plan(spec, preparation_of(model, completion), inventory or Inventory())
 
@@ -260,7 +266,15 @@ def test_the_nodes_limit_the_servers() -> None:
     assert two.gpus == 1
     one = servers_of(**options, inventory=Inventory(nodes=(node(H100, 1),)))
     assert one.gpus == 1
-    assert any("1 such GPUs, so more have to be added" in reason for reason in one.reasons)
+    assert any(MORE in reason for reason in one.reasons)
+
+
+@pytest.mark.parametrize(("nodes", "is_there"), [(2, False), (3, True)])
+def test_a_server_is_on_one_node(nodes: int, *, is_there: bool) -> None:
+    gpu = {"product": H100, "count": 4}
+    inventory = Inventory(nodes=nodes * (node(H100, 4),))
+    spread = servers_of(tensorParallelSize=4, replicas=1, gpu=gpu, nodes=2, inventory=inventory)
+    assert any(MORE in reason for reason in spread.reasons) is not is_there
 
 
 def test_vllm_on_the_trainers_gpus_takes_part_of_them() -> None:

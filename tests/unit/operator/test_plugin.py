@@ -55,7 +55,11 @@ def test_a_plan_says_what_and_why_and_what_it_rests_on(plugin: Plugin) -> None:
     assert "8.19B weights in 36 layers of width 4096, as Qwen/Qwen3-8B in the catalogue" in (
         run.output
     )
-    assert "assumed in part: give --data, or --rows and --tokens" in run.output
+    assert "GPU-hours not known: name resources.gpu.product" in " ".join(run.output.split())
+    assert (
+        "1,000 rows, the longest of 2,048 tokens, 1,024 on average, all assumed; give --data"
+        in (run.output)
+    )
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
@@ -73,6 +77,16 @@ def test_with_a_price_a_plan_says_what_an_hour_costs(plugin: Plugin) -> None:
     refused = plugin("plan", "-f", SFT, "--price", -1)
     assert refused.code == 2
     assert "--price" in refused.errors
+
+
+def test_each_gpu_may_have_its_own_price(plugin: Plugin) -> None:
+    job = ("plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "gpu=H200")
+    prices = ("--price", "L4=0.5", "--price", "H200=4")
+    costs = [one.get("cost", {}).get("perHour") for one in _plans(plugin, *job, *prices)]
+    assert costs == [None, 0.5, 4.0]
+    assert "no --price for it" in plugin(*job, *prices).output
+    costs = [one["cost"]["perHour"] for one in _plans(plugin, *job, *prices, "--price", 2)]
+    assert costs == [2.0, 0.5, 4.0]
 
 
 def _plans(plugin: Plugin, *arguments: object) -> list[dict[str, Any]]:
@@ -99,8 +113,35 @@ def test_what_if_compares(plugin: Plugin) -> None:
     )
     assert run.code == 0
     assert "1 x NVIDIA-L4" in run.output
-    assert "does not fit" in run.output
+    assert "no plan" in run.output
     assert "With gpu=A10,adapter=full,count=1: " in run.output
+
+
+def test_changes_that_are_too_long_for_a_line_are_numbered(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["gpu=L4,adapter=qlora", "gpu=L4,adapter=qlora,length=1024", "gpu=H100-PCIe"]
+    asked = [part for change in changes for part in ("--what-if", change)]
+    wide = plugin("plan", "-f", SFT, *asked).output.splitlines()
+    assert all(change in wide[1] for change in changes)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = plugin("plan", "-f", SFT, *asked).output.splitlines()
+    assert narrow[1:4] == [f"{number}: {change}" for number, change in enumerate(changes, 1)]
+    assert narrow[4].replace("┃", " ").split() == ["as", "it", "is", "1", "2", "3"]
+    assert "…" not in "".join(narrow)
+
+
+def test_what_hours_rest_on_is_said_once_below_a_comparison(plugin: Plugin) -> None:
+    output = plugin("plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "gpu=H200").output
+    assert output.count(", computed") == 2
+    assert output.count("by arithmetic, at 40 % of the GPUs' peak") == 1
+    assert "GPU-hours not known: name resources.gpu.product." in output
+
+
+def test_no_line_ends_with_spaces(plugin: Plugin) -> None:
+    for more in ([], ["--what-if", "gpu=L4"]):
+        lines = plugin("plan", "-f", SFT, *more).output.splitlines()
+        assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_a_comparison_leaves_out_parts_of_nothing(plugin: Plugin) -> None:
@@ -149,15 +190,25 @@ def test_a_plan_from_a_config_and_a_data_file(
 def test_a_size_is_enough_for_a_plan(plugin: Plugin) -> None:
     run = plugin("plan", "-f", SFT, "--parameters", "70B", "--tokens", 1024, "--rows", 5)
     assert "70B weights" in run.output
-    assert "5 rows, the longest of 1,024 tokens, as given" in run.output
+    assert "5 rows (given), the longest of 1,024 tokens (given)" in run.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["-f", "nowhere.yaml"], "nowhere.yaml cannot be read: No such file or directory"),
-        (["-f", EXAMPLES / "chain.yaml"], "choose one with --name"),
-        (["-f", EXAMPLES / "chain.yaml", "--name", "x"], "correct --name"),
+        (
+            ["-f", EXAMPLES / "chain.yaml", "--name", "x"],
+            "--name is x, expected the name of a job: chain-sft, chain-dpo",
+        ),
+        (["-f", SFT, "-f", EXAMPLES / "full.yaml"], "error: maths-full: model.source hf://acme"),
+        (["-f", SFT, "--what-if", ""], "--what-if: found '', expected KEY=VALUE"),
+        (
+            ["-f", SFT, "--what-if", "gpu=A100-80GB"],
+            "GPU A100-80GB may be NVIDIA-A100-SXM4-80GB or NVIDIA-A100-80GB-PCIe: name one",
+        ),
+        (["-f", SFT, "--price", 1, "--price", 2], "--price is there twice for any GPU: keep one"),
+        (["-f", SFT, "--what-if", "gpu=L4,gpu=H200"], "gpu is there twice in gpu=L4,gpu=H200"),
         (["-f", SFT, "--what-if", "gpu=H9000"], "GPU H9000 is not known, expected one of Tesla-T4"),
         (["-f", SFT, "--what-if", "L4"], "'L4' is no change: expected KEY=VALUE"),
         (["-f", SFT, "--what-if", "training.rank=8"], "spec.training.rank: unknown field"),
@@ -167,9 +218,10 @@ def test_a_size_is_enough_for_a_plan(plugin: Plugin) -> None:
         (["-f", SFT, "--data", "nowhere"], "nowhere cannot be read"),
         (["-f", EXAMPLES / "full.yaml"], "hf://acme/maths-8b@v2 is not in the catalogue"),
         (
-            ["-f", EXAMPLES / "chain.yaml", "--name", "chain-dpo"],
-            "job://chain-sft is another job's model",
+            ["-f", SFT, "--what-if", "model.source=job://elsewhere"],
+            "job://elsewhere is another job's model",
         ),
+        (["-f", SFT, "--what-if", "trainin.seed=1"], "did you mean training?\n"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(
@@ -178,10 +230,33 @@ def test_what_cannot_be_planned_is_one_sentence(
     assert words in _error(plugin("plan", *arguments))
 
 
+def test_jobs_of_one_file_are_planned_in_turn_on_the_models_of_each_other(plugin: Plugin) -> None:
+    chain = ("plan", "-f", EXAMPLES / "chain.yaml")
+    found = _plans(plugin, *chain, "-o", "json")
+    assert [one["name"] for one in found] == [
+        "chain-sft",
+        "chain-dpo",
+        "chain-reward",
+        "chain-grpo",
+    ]
+    sizes = [one["preparation"]["model"]["parameters"] // 10**8 for one in found]
+    assert sizes == [81, 81, 5, 81]
+    titles = [line for line in plugin(*chain).output.splitlines() if line.startswith("chain-")]
+    assert titles[1] == "chain-dpo: dpo of job://chain-sft, lora"
+    assert len(titles) == 4
+
+
+def test_one_job_without_a_plan_is_exit_code_1_for_all(plugin: Plugin, tmp_path: Path) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    job["spec"]["resources"] = {"gpu": {"count": 1, "memory": "8Gi"}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert plugin("plan", "-f", tmp_path / "job.yaml", "-f", SFT).code == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML: line 1: "),
         ("", "holds nothing, expected an object of kind FineTuneJob"),
         ("kind: Pod", "holds Pod, expected an object of kind FineTuneJob"),
         ("kind: FineTuneJob\napiVersion: v2", "is v2, expected finetune.dev/v1alpha1"),
@@ -285,11 +360,12 @@ def test_rewards_that_compare_find_their_reference(
         "source": "configmap://sums-data/rows.jsonl",
         "columns": {"instruction": "prompt", "output": "answer"},
     }
-    assert f"kubectl create configmap sums-data --from-file={rows}" in words
+    command = f"kubectl create configmap sums-data --from-file={rows}"
+    assert f"- Put the data into ConfigMap sums-data:\n  {command}\n" in words
 
 
 def test_lora_unless_only_qlora_fits(plugin: Plugin) -> None:
-    roomy, _ = _recommended(plugin, "--have", "examples", "--gpu", "H100", "--gpus", 1)
+    roomy, _ = _recommended(plugin, "--have", "examples", "--gpu", "H200", "--gpus", 1)
     tight, words = _recommended(plugin, "--have", "examples", "--gpu", "L4", "--parameters", "14B")
     assert roomy["spec"]["adapter"] == {"type": "lora"}
     assert tight["spec"]["adapter"] == {"type": "qlora"}
@@ -306,12 +382,27 @@ def test_the_job_that_is_written_is_valid(plugin: Plugin, tmp_path: Path) -> Non
     assert plugin("validate", "-f", file).output == "my-job: is valid\n"
 
 
+def test_a_file_that_is_there_is_kept(plugin: Plugin, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("mine")
+    run = plugin("recommend", "--have", "pairs", "--model", "hf://Qwen/Qwen3-8B", "-o", file)
+    assert f"-o {file} is there already: name another file, or remove it." in _error(run)
+    assert file.read_text() == "mine"
+
+
+def test_where_an_adapter_gets_no_plan_is_said(plugin: Plugin) -> None:
+    _, anywhere = _recommended(plugin, "--have", "examples", "--parameters", "70B")
+    assert "not on one node" in anywhere
+    _, there = _recommended(plugin, "--have", "examples", "--gpu", "L4")
+    assert "not on 1 x L4" in there
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--have", "prompts"], "prompts alone are nothing to learn from: give --reward"),
         (["--have", "examples", "--reward-model"], "a reward model needs pairs"),
-        (["--have", "examples", "--name", "My_Job"], "metadata.name is My_Job"),
+        (["--have", "examples", "--name", "My_Job"], "metadata.name: is My_Job"),
         (["--have", "prompts", "--reward", "nice"], 'spec.rewards[0].builtin: found "nice"'),
         (["--have", "pairs", "--parameters", "405B", "--gpu", "L4"], "adapter type qlora needs"),
         (["--have", "pairs", "--gpu", "T4"], "Tesla-T4, which cannot compute in bf16"),

@@ -87,7 +87,7 @@ def test_numbers_are_those_of_kubectl(plugin: Plugin, tmp_path: Path) -> None:
 
 
 def test_a_value_may_have_commas(plugin: Plugin) -> None:
-    change = "adapter.lora.targetModules=[q_proj,v_proj],count=2"
+    change = "adapter.lora.targetModules=[q_proj,v_proj],resources.nodeSelector.node-pool=a,count=2"
     run = plugin("plan", "-f", SFT, "-o", "json", "--what-if", change)
     assert [each["plan"]["gpus"] for each in json.loads(run.output)] == [1, 2]
 
@@ -124,7 +124,9 @@ def test_a_job_without_a_spec_lacks_only_that(plugin: Plugin, tmp_path: Path) ->
         ("kind: List\nitems: 5", "holds nothing"),
         ("- a", "holds an object without kind"),
         ("a: &a [*a]", "is not YAML: JSON cannot hold it"),
-        ("a:\n\t- b", "is not YAML"),
+        ("a:\n\t- b", "is not YAML: line 2: "),
+        ("kind: FineTuneJob\nkind: Pod", "is not YAML: line 2: kind is there twice: keep one."),
+        ("a: \0", "is not YAML: unacceptable character"),
     ],
 )
 def test_no_file_is_a_fault_of_the_plugin(
@@ -143,10 +145,29 @@ def test_a_job_comes_from_standard_input(plugin: Plugin, monkeypatch: pytest.Mon
     assert plugin("validate", "-f", "-").output == "support-sft: is valid\n"
 
 
+def test_what_is_there_by_a_merge_may_be_given_again(plugin: Plugin, tmp_path: Path) -> None:
+    merged = "  training: {<<: {seed: 1, batchSize: 8}, seed: 2}\n"
+    (tmp_path / "job.yaml").write_text(SFT.read_text() + merged)
+    assert plugin("validate", "-f", tmp_path / "job.yaml").code == 0
+
+
+def test_standard_input_is_named(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "error: standard input holds nothing" in _error(plugin("validate", "-f", "-"))
+
+
+def test_all_files_are_read(plugin: Plugin, tmp_path: Path) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    second = _written(tmp_path, job | {"metadata": {"name": "second"}})
+    run = plugin("validate", "-f", SFT, "-f", second)
+    assert run.output == "support-sft: is valid\nsecond: is valid\n"
+
+
 def test_one_of_several_jobs_is_chosen_by_name(plugin: Plugin, tmp_path: Path) -> None:
     job = yaml.safe_load(SFT.read_text())
     path = _written(tmp_path, job, {"kind": "ConfigMap"}, job | {"metadata": {"name": "second"}})
-    assert "support-sft, second: choose one with --name" in _error(plugin("plan", "-f", path))
+    run = plugin("run", "--local", "-f", path)
+    assert "several FineTuneJobs, support-sft, second: choose one with --name" in _error(run)
     run = plugin("plan", "-f", path, "--name", "second", "-o", "json")
     assert json.loads(run.output)["name"] == "second"
 
@@ -155,7 +176,10 @@ def test_a_place_that_cannot_be_written_is_named(plugin: Plugin, tmp_path: Path)
     job = tmp_path / "nowhere/job.yaml"
     asked = ("recommend", "--have", "pairs", "--model", "hf://Qwen/Qwen3-8B", "--gpu", "L40S")
     run = plugin(*asked, "-o", job)
-    assert (run.code, run.errors) == (2, f"error: {job}: No such file or directory.\n")
+    assert (run.code, run.errors) == (
+        2,
+        f"error: -o {job} cannot be written: No such file or directory.\n",
+    )
 
 
 class Terminal(io.StringIO):

@@ -1,6 +1,7 @@
 """What `kubectl finetune plan` says of vLLM servers."""
 
 import json
+import re
 
 import pytest
 
@@ -20,9 +21,16 @@ def test_servers_are_shown_beside_the_trainer_and_that_it_cannot_use_them(plugin
     words = " ".join(run.output.split())
     assert "2 x tensor parallel 1, 2 more GPUs" in words
     assert "weights 14.9, keys and values 55.1 GiB, 90% of each GPU" in words
-    assert "about 17.1 s, training on it 3.9 s, as computed" in words
-    assert "Replicas 2 x tensor parallel 1: as asked for" in words
+    assert re.search(r"about \d+\.\d s, training on it \d+\.\d s, as computed", words)
+    assert "Servers 2, on 1 GPU each: as asked for" in words
     assert UNSUPPORTED in words
+
+
+def test_what_the_trainer_cannot_do_is_said_once_at_the_top(plugin: Plugin) -> None:
+    job = ("plan", "-f", EXAMPLES / "full.yaml", "--parameters", "8B")
+    output = plugin(*job, "--what-if", "count=2", "--what-if", "gpu=H200").output
+    assert output.splitlines()[1].startswith(UNSUPPORTED)
+    assert output.count("which this trainer version cannot do") == 1
 
 
 def test_servers_cost_as_much_as_the_trainers_gpus(plugin: Plugin) -> None:

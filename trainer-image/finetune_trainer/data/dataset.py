@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failures import Reason
 from finetune_api.formats import Shape
+from finetune_api.lengths import row_limit
 from finetune_api.spec import ONLINE, DatasetFormat, FineTuneJobSpec, Method
 from finetune_api.status import DatasetFacts, ModelFacts
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.cells import RowError
 from finetune_trainer.data.examples import read_demonstration
 from finetune_trainer.data.files import Row
-from finetune_trainer.data.lengths import LengthPolicy, length_policy
+from finetune_trainer.data.lengths import LengthPolicy
 from finetune_trainer.data.parts import FetchedPart
 from finetune_trainer.data.preferences import read_comparison, read_judgement
 from finetune_trainer.data.prompts import decoded, with_real_columns
@@ -63,7 +64,7 @@ class DatasetBuilder:
         staging = target.with_name(f".{target.name}.partial")
         remove(staging)
         staging.mkdir(parents=True)
-        policy = length_policy(self.spec, self.model.max_positions)
+        policy = LengthPolicy(row_limit(self.spec, self.model.max_positions))
         scratch = staging / "parts"
         scratch.mkdir()
         train = self._mixed(scratch, policy)
@@ -241,7 +242,7 @@ class DatasetBuilder:
             rows=len(train),
             eval_rows=0 if held_out is None else len(held_out),
             tokens=int(lengths[TRAIN].sum()),
-            max_tokens=longest + policy.reserved,
+            max_tokens=longest + policy.limit.reserved,
             mean_tokens=round(float(lengths[TRAIN].mean()), 1),
             p95_tokens=int(np.percentile(lengths[TRAIN], 95)),
             dropped=policy.dropped,

@@ -9,12 +9,10 @@ from typing import Any
 from trl.rewards.format_rewards import think_format_reward
 from trl.rewards.other_rewards import get_soft_overlong_punishment
 
+from finetune_api.formats import REFERENCES
 from finetune_api.methods import Generation
 from finetune_trainer.rewards.answers import final_answer, same_answer
 from finetune_trainer.rewards.checked import Function, RewardError
-
-REFERENCES = ("answer", "solution", "ground_truth")
-"""Columns that hold the known answer; the first that is there is read."""
 
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 
