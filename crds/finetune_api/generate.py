@@ -20,8 +20,8 @@ def generated_files() -> dict[Path, str]:
     return {
         ROOT / "crds" / CRD_FILE: manifest,
         ROOT / "helm/finetune-operator/files/crds" / CRD_FILE: manifest,
-        # For the kubectl plugin, which answers at once: it takes long to read YAML.
-        ROOT / "operator/finetune_operator/plugin/crd.json": json.dumps(definition, indent=1),
+        # For the kubectl plugin, which answers at once: YAML takes long to read.
+        ROOT / "operator/finetune_operator/plugin/schema.json": _schema(definition),
         ROOT / "docs/reference/finetunejob.md": reference.api_page(definition, HEADER),
         ROOT / "docs/reference/failures.md": reference.failures_page(HEADER),
         ROOT / "docs/reference/stability.md": observability.stability_page(HEADER),
@@ -38,6 +38,25 @@ def stale_files() -> list[Path]:
         for path, text in generated_files().items()
         if not path.is_file() or path.read_text() != text
     ]
+
+
+def _schema(definition: dict[str, Any]) -> str:
+    """Return the schema alone, without what is for people."""
+    version = definition["spec"]["versions"][0]
+    return f"{json.dumps(_undescribed(version['schema']['openAPIV3Schema']))}\n"
+
+
+def _undescribed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_undescribed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        name: part
+        for name, part in schema.items()
+        if name != "description" or not isinstance(part, str)
+    }
+    return {name: _undescribed(part) for name, part in kept.items()}
 
 
 def _yaml(document: dict[str, Any]) -> str:

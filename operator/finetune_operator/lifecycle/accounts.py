@@ -17,7 +17,7 @@ from finetune_api.trainer import Result
 from finetune_operator.lifecycle.job import Job
 from finetune_operator.lifecycle.outcome import outcome_of
 from finetune_operator.lifecycle.pods import Pod
-from finetune_operator.planning import expected
+from finetune_operator.planning import expected_time
 
 _DIGITS: Final = 6
 """Of GPU-hours: a few milliseconds, so that the sum of many writes is right."""
@@ -100,7 +100,7 @@ def _usage(job: Job, status: FineTuneJobStatus, added: float, prices: Prices) ->
     if before is not None and plan == job.status.plan:
         awaited, basis = before.expected_gpu_hours, before.expected_basis
     else:
-        found = expected(job.spec, status.preparation, plan)
+        found = expected_time(job.spec, status.preparation, plan)
         awaited, basis = (found.gpu_hours, found.basis) if found else (None, None)
     usage = Usage(
         gpu_hours=hours,

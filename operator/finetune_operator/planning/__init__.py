@@ -1,7 +1,7 @@
 """From what is asked for and what was measured to a plan; pure, no I/O."""
 
 from finetune_operator.planning.adapt import smaller_plan
-from finetune_operator.planning.duration import Expected, expected
+from finetune_operator.planning.duration import Expected, expected_time
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.nodes import Node
 from finetune_operator.planning.planner import make_plan
@@ -11,7 +11,7 @@ __all__ = [
     "Inventory",
     "Node",
     "PlanInfeasibleError",
-    "expected",
+    "expected_time",
     "make_plan",
     "smaller_plan",
 ]

@@ -31,7 +31,7 @@ class Expected:
     """Measured: the speed of a like run on this GPU product; Arithmetic: REACHED of its peak."""
 
 
-def expected(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> Expected | None:
+def expected_time(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -> Expected | None:
     """Return the GPU-hours of the training steps; None where nothing tells them.
 
     Like are runs on the same GPU product (tokensPerSecond in its calibration file, of one GPU) of

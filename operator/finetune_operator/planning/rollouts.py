@@ -13,13 +13,13 @@ from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError,
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.memory.rollout import colocated
 from finetune_operator.planning.products import UNKNOWN
+from finetune_operator.planning.step_time import BANDWIDTH_REACHED, Speed, StepBatch, has_speed
 from finetune_operator.planning.vllm import (
     UTILIZATION,
     Server,
     server_of,
     tensor_parallel_sizes,
 )
-from finetune_operator.planning.writing import BANDWIDTH_REACHED, Batch, Speed, has_speed
 
 _NO_ROLLOUT: Final = Rollout()
 _MOST_REPLICAS: Final = 1024
@@ -101,7 +101,7 @@ class _Planner:
         self.spec, self.rollout, self.plan = spec, rollout, plan
         self.inventory, self.model = inventory, preparation.model
         self.gpu_gib = gpu_memory(spec, inventory)
-        self.batch = Batch.of(spec, preparation, plan)
+        self.batch = StepBatch.of(spec, preparation, plan)
         self.speed = Speed.of(spec.resources.gpu.product)
         self.training = self.batch.training_seconds(plan.gpus, self.speed)
 

@@ -11,7 +11,7 @@ from finetune_operator.planning import (
     Expected,
     Inventory,
     PlanInfeasibleError,
-    expected,
+    expected_time,
     make_plan,
 )
 from finetune_operator.planning.inventory import gpu_memory
@@ -48,7 +48,7 @@ class Scenario:
         """GPU-hours of the training; None where nothing tells them."""
         if self.plan is None:
             return None
-        return expected(self.job.spec, self.basis.preparation, self.plan)
+        return expected_time(self.job.spec, self.basis.preparation, self.plan)
 
     def cost(self, price: float) -> dict[str, float]:
         """Return what the GPUs cost at a price of one GPU-hour: perHour, and if known, expected."""

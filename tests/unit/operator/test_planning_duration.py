@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api import flops
 from finetune_api.status import Plan
-from finetune_operator.planning import Expected, duration, expected
+from finetune_operator.planning import Expected, duration, expected_time
 from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.calibration import calibration_of
 from unit.operator.builders import make_plan_of, make_preparation, make_spec
@@ -41,7 +41,7 @@ def expect(
     facts = preparation.dataset.model_copy(update={"rows": rows, "mean_tokens": 200})
     preparation = preparation.model_copy(update={"model": EIGHT_B[1], "dataset": facts})
     known = {"gradient_checkpointing": "none", "compile": False}
-    return expected(spec, preparation, made.model_copy(update=known | (plan or {})))
+    return expected_time(spec, preparation, made.model_copy(update=known | (plan or {})))
 
 
 def hours(monkeypatch: pytest.MonkeyPatch, *runs: dict[str, Any], **parts: Any) -> float:

@@ -97,7 +97,7 @@ def _plans(plugin: Plugin, *arguments: object) -> list[dict[str, Any]]:
 def test_where_the_time_is_known_a_plan_says_the_cost_of_all(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scenarios, "expected", lambda *_: Expected(10.0, "Measured"))
+    monkeypatch.setattr(scenarios, "expected_time", lambda *_: Expected(10.0, "Measured"))
     output = plugin("plan", "-f", SFT, "--price", 3.5).output
     assert "about 10.00 (by the speed of a like run" in output
     assert "3.50 an hour, about 35.00 in all" in output

@@ -45,7 +45,7 @@ def has_speed(product: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Batch:
+class StepBatch:
     """The completions that are written before the trainer goes on, each as long as it may be: how
     long a model's answers are is not known before.
     """
