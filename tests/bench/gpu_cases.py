@@ -44,6 +44,7 @@ from unit.trainer.builders import make_config
 GROUP = 4
 _ALPHA, _RATE = 32, 1e-5
 _LONG_TAILED = 4096
+_MANY = 20
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def write_data(case: Case, folder: Path) -> None:
     rows = case.steps * case.batch + case.batch
     lengths = [case.length] * rows
     if case.packed:
-        lengths = gpu_models.long_tailed(rows * case.length, min(case.length, _LONG_TAILED))
+        # Many more than are trained on: only the last row of all is not full.
+        tokens = _MANY * rows * case.length
+        lengths = gpu_models.long_tailed(tokens, min(case.length, _LONG_TAILED))
     gpu_models.write_data(case.method, lengths, path)
 
 

@@ -1,13 +1,16 @@
-"""Spares the GPU from waiting while Trainer walks through the model's modules.
+"""Spares the GPU from waiting for the CPU, which is to stay ahead of it.
 
-An adapted 8B model has 2,700 of them. Trainer walks through all of them four times in each step:
-for the mode, for the gradients to clip, for the gradients to drop, and to count FLOPs.
+Trainer walks through all the model's modules four times in each step: for the mode, for the
+gradients to clip, for the gradients to drop, and to count FLOPs. An adapted 8B model has 2,700 of
+them. And it asks the GPU for a number after each backward pass, while the rest of the step is yet
+to be given to it.
 """
 
 from functools import partial
 from typing import Any
 
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 _OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 """They clip and drop gradients themselves."""
@@ -15,6 +18,23 @@ _OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 class LeanTrainer:
     """Mixed into a TRL trainer: what a step needs of the model is known from the optimizer."""
+
+    _uncounted: Tensor | None = None
+    """Tokens of this process's micro-batches that the state does not count yet."""
+
+    @property
+    def accelerated_optimizer(self: Any) -> Any:
+        """PyTorch's optimizer, which Accelerate has wrapped."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def optimizer_judges(self: Any) -> bool:
+        """Whether the optimizer leaves weights alone when told, on the GPU, to do so.
+
+        PyTorch's fused ones do, for gradient scaling: where `found_inf` is 1.
+        """
+        can = getattr(self.accelerated_optimizer, "_step_supports_amp_scaling", False)
+        return bool(can) and self.accelerator.distributed_type not in _OWN_WAYS
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""
@@ -32,6 +52,21 @@ class LeanTrainer:
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - Trainer's signature
         """Return nothing: finetune_trainer.utilization counts them once."""
         return 0
+
+    def _track_num_input_tokens(self: Any, inputs: Any) -> None:
+        """Note what the micro-batch has; count_tokens asks for it."""
+        if self.args.include_num_input_tokens_seen == "no" or "attention_mask" not in inputs:
+            super()._track_num_input_tokens(inputs)  # type: ignore[misc]
+            return
+        tokens = inputs["attention_mask"].sum()
+        self._uncounted = tokens if self._uncounted is None else self._uncounted + tokens
+
+    def count_tokens(self: Any) -> None:
+        """Count in the state what all processes noted; all of them together."""
+        if self._uncounted is not None:
+            total = self.accelerator.reduce(self._uncounted, reduction="sum")
+            self.state.num_input_tokens_seen += int(total)
+            self._uncounted = None
 
     def _clip_grad_norm(self: Any, model: Any) -> Any:
         if self.accelerator.distributed_type in _OWN_WAYS:

@@ -53,21 +53,31 @@ class ResumableTrainer(TimedTrainer, LeanTrainer):
         self.clock = StepClock(cuda=self.args.device.type == "cuda")
         # In this order the log forgets what came after the checkpoint, the guard recalls the rest,
         # and then an evaluation can be made up for; and a step is logged before it is judged.
-        for callback in (TimingCallback(self.clock), report, guard, _Beginning(self)):
+        for callback in (TimingCallback(self.clock), _Judge(self), report, guard, _Beginning(self)):
             self.add_callback(callback)
 
     def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
         """Return the gradient's norm; a gradient that is no number never reaches the weights."""
         with self.clock.part("sync"):
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-            # DeepSpeed steps inside the backward pass.
-            is_applied = bool(self.is_deepspeed_enabled)
-            # It may give no norm then.
-            number = 0.0 if norm is None else float(norm)
-            if self.guard.check_gradient(number, self.args, self.state, is_applied=is_applied):
+            if self.optimizer_judges:
+                # Asked for the norm now, the GPU would wait until it is given the optimizer's step.
+                self.accelerated_optimizer.found_inf = (~torch.isfinite(norm)).float()
+                self.norm = norm
+            elif self.must_skip(norm):
                 # An optimizer leaves weights without a gradient alone.
                 model.zero_grad()
         return norm
+
+    def must_skip(self: Any, norm: Any) -> bool:
+        """Tell whether the gradient is no number; raises JobFailure when training must end."""
+        # DeepSpeed steps inside the backward pass, and may give no norm then.
+        is_applied = bool(self.is_deepspeed_enabled)
+        number = 0.0 if norm is None else float(norm)
+        skips: bool = self.guard.check_gradient(
+            number, self.args, self.state, is_applied=is_applied
+        )
+        return skips
 
     def log(self: Any, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log, with the number of skipped steps, and where the time of the steps went."""
@@ -130,6 +140,21 @@ class ResumableTrainer(TimedTrainer, LeanTrainer):
         """Write a checkpoint now; all ranks together."""
         self._save_checkpoint(self.model, None)
         self.callback_handler.on_save(self.args, self.state, self.control)
+
+
+class _Judge(TrainerCallback):
+    """Asks the GPU for what a step came to, once the whole step is with it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge the gradient, and count the tokens."""
+        if self.trainer.optimizer_judges:
+            self.trainer.must_skip(self.trainer.norm)
+        self.trainer.count_tokens()
 
 
 class _Beginning(TrainerCallback):

@@ -14,12 +14,13 @@ from trl.models.selective_activation_checkpointing import (
     enable_selective_activation_checkpointing,
 )
 
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import SHARDED, FineTuneJobSpec, Method
 from finetune_api.status import Plan
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer import distributed, float8
 from finetune_trainer.adapter import lora_config
 from finetune_trainer.device import Device
+from finetune_trainer.lora import add_within_products
 from finetune_trainer.model import decoder_layers
 from finetune_trainer.paths import Paths
 
@@ -119,6 +120,8 @@ class Setup:
         if self.plan.precision == "float8":
             float8.convert(trainer.model)
         if self.plan.compile:
+            if self.plan.strategy not in SHARDED:
+                add_within_products(trainer.model)
             _compile_layers(trainer.model)
         return trainer
 
