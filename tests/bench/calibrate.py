@@ -22,7 +22,16 @@ from typing import Any
 
 import yaml
 
-from bench.measured_runs import Run, error, settings, tensors, title
+from bench.measured_runs import (
+    Constants,
+    Run,
+    error,
+    estimated,
+    settings,
+    slack_of,
+    tensors,
+    title,
+)
 from finetune_api.status import ModelFacts, Preparation
 from finetune_operator.planning import calibration
 from finetune_operator.planning.architecture import facts_of_name
@@ -30,8 +39,14 @@ from finetune_operator.planning.calibration import parse
 from finetune_operator.planning.candidates import longest_sequence
 from unit.operator.builders import make_spec
 
-UNDER = 0.02
+UNDER = 0.01
 """No fitted run needs more than its estimate and this share of it."""
+
+SLACKS = ("slack", "slackInPieces")
+"""The constants that are fitted, each to its own runs."""
+
+STEADY = 10
+"""A run of fewer steps says nothing of speed."""
 
 FOLDER = Path(calibration.__file__).parent
 DOCUMENT = Path(__file__).parents[2] / "docs/memory.md"
@@ -93,8 +108,9 @@ def run_of(entry: dict[str, Any]) -> dict[str, Any]:
         **_unusual(case),
         "reserved": round(ours["reserved"], 3),
         "allocated": round(ours["allocated"], 3),
-        "tokensPerSecond": round(ours["tokens_per_second"]),
     }
+    if len(ours["steps"]) >= STEADY:
+        run["tokensPerSecond"] = round(ours["tokens_per_second"])
     return run | ({"heldOut": True} if is_held_out(run) else {})
 
 
@@ -127,14 +143,20 @@ def _check_shape(name: str, measured: ModelFacts) -> None:
             raise ValueError(f"{name}: {field} of the run is {found}: expected {known}.")
 
 
-def fitted_slack(runs: Iterable[Run]) -> float:
-    """Return the slack with which half of the runs need no more than their estimate, and none more
-    than 2 % beyond it.
+def fitted(runs: Iterable[Run], constants: Constants) -> dict[str, float]:
+    """Return each slack with which half of its runs need no more than their estimate, and none more
+    than 1 % beyond it. One without runs stays as it is.
     """
-    ratios = [run["reserved"] / tensors(run) for run in runs]
+    ratios: dict[str, list[float]] = {}
+    for run in runs:
+        ratios.setdefault(slack_of(run), []).append(run["reserved"] / tensors(run, constants))
     if not ratios:
         raise ValueError("runs to fit to: found none, expected at least one that is not held out.")
-    needed: float = max(median(ratios), max(ratios) / (1 + UNDER)) - 1
+    return {name: _slack(found) for name, found in ratios.items()}
+
+
+def _slack(ratios: Sequence[float]) -> float:
+    needed = max(median(ratios), max(ratios) / (1 + UNDER)) - 1
     return max(0.0, math.ceil(round(needed * 1000, 6)) / 1000)
 
 
@@ -157,7 +179,7 @@ def calibrate(results: Iterable[Path], folder: Path, document: Path) -> None:
         contents[path] = contents.get(path, usual) | _replaced(measured)
     for path, content in contents.items():
         _, seen = _split(content["runs"])
-        content["constants"] = content["constants"] | {"slack": fitted_slack(seen)}
+        content["constants"] = content["constants"] | fitted(seen, content["constants"])
         parse(content)
         path.write_text(_file(content))
     tables = "\n\n".join(told(content) for content in contents.values())
@@ -165,21 +187,24 @@ def calibrate(results: Iterable[Path], folder: Path, document: Path) -> None:
     print(tables)
     for content in contents.values():
         _, seen = _split(content["runs"])
-        slack = content["constants"]["slack"]
-        print(f"\nFitted to:\n\n{_each(seen, slack)}\n\nBy cause:\n\n{_by_cause(seen)}")
+        constants = content["constants"]
+        print(f"\nFitted to:\n\n{_each(seen, constants)}")
+        print(f"\nBy cause:\n\n{_by_cause(content['runs'], constants)}")
 
 
 def told(content: dict[str, Any]) -> str:
     """Return what a calibration file says of the estimates, in Markdown."""
-    slack = content["constants"]["slack"]
+    constants = content["constants"]
+    slack, in_pieces = (_percent(constants[name], "") for name in SLACKS)
     held_out, seen = _split(content["runs"])
     header = ("runs", "number", "median error", "worst error", "needed more than the estimate")
-    summaries = [_summary("held out", held_out, slack), _summary("fitted to", seen, slack)]
+    groups = (("held out", held_out), ("fitted to", seen))
+    summaries = [_summary(name, runs, constants) for name, runs in groups]
     parts = [
-        f"{content['products'][0]} ({content['image']}), slack {_percent(slack, '')}:",
+        f"{content['products'][0]} ({content['image']}), slack {slack}, in pieces {in_pieces}:",
         _table(header, summaries),
         "Each run that was held out, in GiB:",
-        _each(held_out, slack),
+        _each(held_out, constants),
     ]
     return "\n\n".join(parts)
 
@@ -235,8 +260,10 @@ def _file(content: dict[str, Any]) -> str:
         f"  contextGib: {constants['contextGib']}",
         "  # Not measured: the usual allowance for one communicator.",
         f"  collectivesGib: {constants['collectivesGib']}",
-        "  # Half of the fitted runs need no more than their estimate, and none 2 % more.",
-        f"  slack: {constants['slack']}",
+        "  # cuBLAS: 32 MiB for each of the two threads that compute, forward and backward.",
+        f"  workspaceGib: {constants['workspaceGib']}",
+        "  # Half of the fitted runs need no more than their estimate, and none 1 % more.",
+        *(f"  {name}: {constants[name]}" for name in SLACKS),
         "# Peaks, with rows of one length: what PyTorch had reserved, and allocated of it.",
         "# Nothing was fitted to the runs that are heldOut.",
         "runs:",
@@ -250,35 +277,35 @@ def _flow(value: Any) -> str:
     return text.strip()
 
 
-def _summary(name: str, runs: list[Run], slack: float) -> tuple[str, ...]:
-    found = Summary.of([error(run, slack) for run in runs])
+def _summary(name: str, runs: list[Run], constants: Constants) -> tuple[str, ...]:
+    found = Summary.of([error(run, constants) for run in runs])
     shown = (_percent(found.median, ""), _percent(found.worst), f"{100 * found.under:.0f} %")
     return (name, str(len(runs)), *shown)
 
 
-def _each(runs: list[Run], slack: float) -> str:
+def _each(runs: list[Run], constants: Constants) -> str:
     return _table(
         (*_SETTINGS, "measured", "estimate", "error"),
         [
             (
                 *settings(run),
                 f"{run['reserved']:.2f}",
-                f"{tensors(run) * (1 + slack):.2f}",
-                _percent(error(run, slack)),
+                f"{estimated(run, constants):.2f}",
+                _percent(error(run, constants)),
             )
             for run in sorted(runs, key=title)
         ],
     )
 
 
-def _by_cause(runs: list[Run]) -> str:
-    """Return for the fitted runs what formulas and allocator have to do with the error."""
+def _by_cause(runs: list[Run], constants: Constants) -> str:
+    """Return what formulas and allocator have to do with the error."""
     return _table(
         (*_SETTINGS, "formulas / allocated", "reserved / allocated"),
         [
             (
                 *settings(run),
-                _percent(tensors(run) / run["allocated"] - 1),
+                _percent(tensors(run, constants) / run["allocated"] - 1),
                 _percent(run["reserved"] / run["allocated"] - 1),
             )
             for run in sorted(runs, key=title)

@@ -7,7 +7,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory, Preparation
 from finetune_operator.planning.architecture import facts_of_name
 from finetune_operator.planning.memory import Candidate, estimate
-from finetune_operator.planning.memory.estimate import held
+from finetune_operator.planning.memory.estimate import held, in_pieces
 from finetune_operator.planning.quantity import GIB
 from unit.operator.builders import make_preparation, make_spec
 
@@ -16,9 +16,24 @@ Run = Mapping[str, Any]
 _GROUP = 4
 
 
-def tensors(run: Run) -> float:
-    """Return the GiB that the formulas say, without what is fitted."""
-    return sum(held(*_job(run)).values()) / GIB
+Constants = Mapping[str, float]
+"""Of a calibration file."""
+
+
+def tensors(run: Run, constants: Constants) -> float:
+    """Return the GiB that the formulas say, and cuBLAS's: all but the slack."""
+    return sum(held(*_job(run)).values()) / GIB + constants["workspaceGib"]
+
+
+def slack_of(run: Run) -> str:
+    """Return the name of the constant that is a run's slack."""
+    spec, _, candidate = _job(run)
+    return "slackInPieces" if in_pieces(spec, candidate) else "slack"
+
+
+def estimated(run: Run, constants: Constants) -> float:
+    """Return the estimate of what PyTorch reserves, in GiB."""
+    return tensors(run, constants) * (1 + constants[slack_of(run)])
 
 
 def estimate_of(run: Run, product: str = "auto") -> Memory:
@@ -26,9 +41,9 @@ def estimate_of(run: Run, product: str = "auto") -> Memory:
     return estimate(*_job(run, product))
 
 
-def error(run: Run, slack: float) -> float:
+def error(run: Run, constants: Constants) -> float:
     """Return by what share the estimate misses what PyTorch had reserved; below 0 it is too low."""
-    return float(tensors(run) * (1 + slack) / run["reserved"] - 1)
+    return float(estimated(run, constants) / run["reserved"] - 1)
 
 
 def settings(run: Run) -> tuple[str, ...]:

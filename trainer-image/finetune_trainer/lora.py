@@ -34,7 +34,7 @@ class AddedLinear(Linear):
         name = self._plain_adapter()
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        base = self.base_layer
+        base: Any = self.base_layer
         found: Tensor = _Function.apply(
             x.to(base.weight.dtype),
             base.weight,
@@ -67,7 +67,7 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(rows, within, weight, a, b)
         ctx.scaling = scaling
         scaled = (b * scaling).to(weight.dtype)
-        found = sum_of_products(rows, weight.t(), within, scaled.t())
+        found: Tensor = sum_of_products(rows, weight.t(), within, scaled.t())
         return found.reshape(*inputs.shape[:-1], -1)
 
     @staticmethod

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.calibrate import BEGIN, DOCUMENT, END, FOLDER, calibrate, fitted_slack, told
+from bench.calibrate import BEGIN, DOCUMENT, END, FOLDER, STEADY, calibrate, fitted, told
 from bench.gpu import SUITES
 from bench.gpu_cases import Case
 from bench.gpu_models import SHAPES
-from bench.measured_runs import tensors
+from bench.measured_runs import slack_of, tensors
 from finetune_api.status import ModelFacts
 from finetune_operator.planning.architecture import facts_of_config, facts_of_name
 from finetune_operator.planning.calibration import parse
 from unit.operator.builders import make_preparation
 
 H100 = FOLDER / "h100.yaml"
+CONSTANTS = yaml.safe_load(H100.read_text())["constants"]
 RUN = {
     "model": "Llama-3.2-1B", "method": "sft", "adapter": "lora", "rank": 16, "length": 2048,
     "microBatch": 4, "checkpointing": "none", "compiled": False,
@@ -41,6 +42,7 @@ def result(case: Case, reserved: float, **facts: Any) -> dict[str, Any]:
         "reserved": reserved,
         "allocated": reserved - 0.1,
         "tokens_per_second": 1234.5,
+        "steps": [1.0] * case.steps,
     }
     return {
         "case": case.name,
@@ -73,7 +75,7 @@ def results_of(share: float) -> list[dict[str, Any]]:
     """Return runs that needed that many times what the formulas say."""
     lengths = range(256, 4096, 256)
     cases = [Case("Llama-3.2-1B", "sft", "lora", length, 2, compile="never") for length in lengths]
-    needed = [tensors(RUN | {"length": length, "microBatch": 2}) for length in lengths]
+    needed = [tensors(RUN | {"length": length, "microBatch": 2}, CONSTANTS) for length in lengths]
     return [result(case, size * share) for case, size in zip(cases, needed, strict=True)]
 
 
@@ -95,19 +97,50 @@ def test_nothing_is_fitted_to_what_is_held_out(files: Path) -> None:
     again = run_with(files, *worse)
     assert again["constants"] == first["constants"]
     table = (files / "memory.md").read_text()
-    assert f"| held out | {sum(held_out)} | 19.9 % | -19.9 % | 100 % |" in table
+    assert f"| held out | {sum(held_out)} | 20.0 % | -20.0 % | 100 % |" in table
 
 
 def test_one_run_that_needs_more_than_the_rest_raises_the_slack() -> None:
-    usual = [RUN | {"reserved": tensors(RUN) * share} for share in (1.01, 1.02, 1.03)]
-    assert fitted_slack(usual) == pytest.approx(0.02, abs=0.001)
-    beyond = RUN | {"reserved": tensors(RUN) * 1.1}
-    assert fitted_slack([*usual, beyond]) == pytest.approx(1.1 / 1.02 - 1, abs=0.001)
+    usual = [needing(share) for share in (1.01, 1.02, 1.03)]
+    assert fitted(usual, CONSTANTS) == {"slack": pytest.approx(0.02, abs=0.001)}
+    beyond = fitted([*usual, needing(1.1)], CONSTANTS)
+    assert beyond == {"slack": pytest.approx(1.1 / 1.01 - 1, abs=0.001)}
+
+
+def test_what_frees_memory_in_pieces_has_a_slack_of_its_own() -> None:
+    again = {"checkpointing": "full"}
+    runs = [needing(1.01), needing(1.06, **again)]
+    expected = {"slack": pytest.approx(0.01), "slackInPieces": pytest.approx(0.06)}
+    assert fitted(runs, CONSTANTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({}, "slack"),
+        ({"compiled": True, "checkpointing": "full"}, "slack"),
+        ({"checkpointing": "selective"}, "slackInPieces"),
+        ({"method": "orpo"}, "slackInPieces"),
+        ({"method": "reward"}, "slack"),
+        ({"method": "reward", "adapter": "full", "rank": 0}, "slackInPieces"),
+        ({"adapter": "qlora"}, "slack"),
+        ({"adapter": "qlora", "compiled": True}, "slackInPieces"),
+        ({"precision": "float8", "compiled": True}, "slackInPieces"),
+    ],
+)
+def test_which_slack_a_run_has(change: dict[str, Any], name: str) -> None:
+    assert slack_of(RUN | change) == name
+
+
+def needing(share: float, **change: Any) -> dict[str, Any]:
+    """Return a run that needed that many times what the formulas say."""
+    run = RUN | change
+    return run | {"reserved": tensors(run, CONSTANTS) * share}
 
 
 def test_every_setting_that_memory_depends_on_is_kept(files: Path) -> None:
     cases = [
-        Case("Llama-3.2-1B", "sft", "qlora", 2048, 4, accumulation=2, rank=64, compile="always"),
+        Case("Llama-3.2-1B", "sft", "qlora", 2048, 4, STEADY, 2, rank=64, compile="always"),
         Case("Qwen3-1.7B", "grpo", "full", 512, 8, completion=64, compile="never"),
         Case("gemma-3-1b", "sft", "lora", 8192, 1, packed=True, precision="float8"),
     ]

@@ -21,8 +21,12 @@ class Calibration:
     """GiB that are taken before the first tensor."""
     collectives: float
     """GiB for the buffers of communication with other GPUs."""
+    workspace: float
+    """GiB for cuBLAS, which takes them of the allocator beside all tensors."""
     slack: float
     """Share of what tensors fill that the allocator holds beyond it."""
+    slack_in_pieces: float
+    """The same where much of what is freed is too small for what comes next."""
     runs: tuple[dict[str, Any], ...]
     """What was measured, and how."""
 
@@ -54,6 +58,8 @@ def parse(content: dict[str, Any]) -> Calibration:
         products=tuple(content["products"]),
         context=float(constants["contextGib"]),
         collectives=float(constants["collectivesGib"]),
+        workspace=float(constants["workspaceGib"]),
         slack=float(constants["slack"]),
+        slack_in_pieces=float(constants["slackInPieces"]),
         runs=tuple(content["runs"]),
     )

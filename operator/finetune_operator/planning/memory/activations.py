@@ -156,9 +156,7 @@ class _Step:
         if self.spec.method is Method.REWARD:
             return norm
         if self.spec.method is Method.ORPO:
-            # Logits in bf16 and float32, their logarithmic softmax and its gradient, once for the
-            # likelihood of the chosen and once for the odds of both.
-            return 18.0 * tokens * vocabulary + self._head_gradient(2)
+            return self._whole_logits()
         if self.candidate.gpus == 0:
             # Without Triton each tile goes through about seven copies in float32.
             scored, width = tokens, 4.0 * TILE_COLUMNS + 29 * min(vocabulary, TILE_COLUMNS)
@@ -168,6 +166,18 @@ class _Step:
         # Gradients of hidden states and weights are made in float32, and then turned into bf16.
         both = 6 if self.candidate.width == 2 else 4
         return max(norm, tile + 6.0 * hidden * scored + self._head_gradient(both))
+
+    def _whole_logits(self) -> float:
+        """Return what ORPO holds, which keeps the logits of all tokens in bf16.
+
+        With Triton their gradient is made beside them, 2 bytes each, while the likelihood of the
+        chosen, half of the tokens, still has its logarithmic softmax and two gradients of that in
+        float32. Without it all of them are turned into float32, and there is a softmax of each.
+        """
+        logits = float(self.batch.tokens * self.model.vocabulary)
+        if self.candidate.gpus == 0:
+            return 18 * logits + self._head_gradient(2)
+        return max(10 * logits, 4 * logits + self._head_gradient(2))
 
     def _scored(self) -> int:
         """Return the tokens whose likelihood is computed: all, or those that the model wrote."""

@@ -1,6 +1,6 @@
 """The sum of all parts."""
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Memory, Preparation
 from finetune_operator.planning.calibration import Calibration, calibration_of
 from finetune_operator.planning.memory.activations import fullest
@@ -15,7 +15,9 @@ def estimate(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candida
     product = spec.resources.gpu.product
     calibration = calibration_of("cpu" if candidate.gpus == 0 else product)
     sizes = {name: size / GIB for name, size in held(spec, preparation, candidate).items()}
-    sizes["slack"] = calibration.slack * sum(sizes.values())
+    tensors = sum(sizes.values()) + calibration.workspace
+    share = calibration.slack_in_pieces if in_pieces(spec, candidate) else calibration.slack
+    sizes["slack"] = calibration.workspace + share * tensors
     sizes["context"] = _context(calibration, candidate)
     rounded = {name: round(size, 2) for name, size in sizes.items()}
     return Memory(**rounded, total=round(sum(sizes.values()), 2))
@@ -39,6 +41,21 @@ def held(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) 
         "reference": kept.reference,
         "rollout": writing(spec, preparation, candidate, free),
     }
+
+
+def in_pieces(spec: FineTuneJobSpec, candidate: Candidate) -> bool:
+    """Tell whether much of what is freed is too small for what comes next.
+
+    So it is where layers that are not compiled run again, where ORPO has logits of all tokens,
+    where the embedding's gradient comes last and no head's was there before, and where compiled
+    layers have weights, or rows, in a smaller format beside them.
+    """
+    is_quantised = spec.adapter.type == "qlora" or candidate.precision == "float8"
+    if candidate.compile:
+        return is_quantised or spec.method is Method.ORPO
+    trains_embedding = spec.method is Method.REWARD and spec.adapter.type == "full"
+    recomputes = candidate.checkpointing != "none"
+    return recomputes or trains_embedding or spec.method is Method.ORPO
 
 
 def _context(calibration: Calibration, candidate: Candidate) -> float:
