@@ -43,8 +43,8 @@ SHARED = {"accessMode": "ReadWriteMany"}
             {"adapter": FULL, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
             2,
             "fsdp",
-            8,
             1,
+            8,
         ),
         (
             {"resources": {"gpu": {"memory": "16Gi"}}, "adapter": {"type": "qlora"}},
@@ -270,7 +270,7 @@ def test_what_is_given_wins() -> None:
         ({"training": {"microBatchSize": 3}}, "training.microBatchSize is 3"),
         (
             {"resources": {"gpu": {"memory": "8Gi", "count": 1}}},
-            "9.8 more than the 7.4 of 8 GiB that may be filled",
+            "10.4 more than the 7.4 of 8 GiB that may be filled",
         ),
         (
             {"training": {"batchSize": 5}, "resources": {"gpu": {"count": 2}}},

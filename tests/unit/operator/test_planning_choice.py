@@ -222,12 +222,12 @@ def test_a_batch_that_keeps_the_job_from_more_gpus_is_named() -> None:
         ({"training": {"maxLength": 1_000_000, "packing": True}}, r"training.maxLength 8192 \("),
         (
             {"training": {"maxLength": 1024, "packing": True}},
-            "maxLength 512 and dataset.tooLong tr",
+            "maxLength 256 and dataset.tooLong tr",
         ),
     ],
 )
 def test_a_shorter_length_is_one_that_model_and_data_take(parts: dict[str, Any], way: str) -> None:
-    memory = "80Gi" if parts["training"]["maxLength"] > 8192 else "18944Mi"
+    memory = "80Gi" if parts["training"]["maxLength"] > 8192 else "19456Mi"
     resources = {"gpu": {"memory": memory, "count": 1}}
     with pytest.raises(PlanInfeasibleError, match=way):
         make_plan_of(**parts, resources=resources)
