@@ -9,6 +9,8 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from finetune_trainer.lora import AddedLinear, add_within_products
+from unit.trainer.builders import make_plan
+from unit.trainer.conftest import Site
 
 
 class Model(nn.Module):
@@ -106,3 +108,18 @@ def test_it_is_saved_and_merged_as_peft_s() -> None:
     assert added.state_dict().keys() == usual.state_dict().keys()
     expected, found = (model.merge_and_unload().state_dict() for model in (usual, added))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_job_with_compiled_layers_learns_as_with_peft_s(site: Site) -> None:
+    losses = []
+    for compiles in (False, True):
+        plan = make_plan(gpus=1, gpus_per_node=1, precision="bf16", compile=compiles)
+        training = {"maxSteps": 8, "batchSize": 4, "learningRate": 1e-3, "precision": "bf16"}
+        config = site.job(plan, adapter={"type": "lora", "lora": {"rank": 4}}, training=training)
+        # The layers run as they are: what counts is what they consist of.
+        environment = {"FINETUNE_DEVICE": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+        assert site.run(config, environment=environment) == 0, site.result().message
+        losses.append([entry["loss"] for entry in site.metrics() if "loss" in entry])
+        site.clear()
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
