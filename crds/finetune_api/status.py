@@ -169,7 +169,7 @@ class Memory(ApiModel):
     context: float = 0.0
     """CUDA context and communication; on the CPU the process itself."""
     slack: float = 0.0
-    """What the allocator holds beyond what it is asked for."""
+    """What cuBLAS works in, and what the allocator holds beyond what it is asked for."""
     total: float
     """All of it."""
 

@@ -1,7 +1,7 @@
 """LoRA's product added to the layer's own while that is computed.
 
-PEFT computes both and then adds them: what is as large as the layer's output is written and read
-once more, forward and backward. A matrix product adds to what is there at no cost.
+PEFT computes both and then adds them: another tensor as large as the layer's output is written and
+read, forward and backward. A matrix product can add to what is there.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ class _Function(torch.autograd.Function):
         ctx.scaling = scaling
         scaled = (b * scaling).to(weight.dtype)
         found: Tensor = sum_of_products(rows, weight.t(), within, scaled.t())
-        return found.reshape(*inputs.shape[:-1], -1)
+        return found.reshape(*inputs.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -79,7 +79,7 @@ class _Function(torch.autograd.Function):
         inputs = sum_of_products(gradient, weight, back, a.to(weight.dtype))
         of_a = (back.t() @ rows).to(a.dtype)
         of_b = (gradient.t() @ within).to(b.dtype) * ctx.scaling
-        return inputs.reshape(*gradients[0].shape[:-1], -1), None, of_a, of_b, None
+        return inputs.reshape(*gradients[0].shape[:-1], weight.shape[1]), None, of_a, of_b, None
 
 
 def add_within_products(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ def ways_out(spec: FineTuneJobSpec, preparation: Preparation, inventory: Invento
     Their GiB are those at the smallest micro-batch, as in the sentence that nothing fits.
     """
     plans = _Plans(preparation, inventory)
-    kinds = (_adapters, _shorter, _larger_batch, _shared_workspace, _more_gpus, _larger_gpus)
+    kinds = (_bf16, _adapters, _shorter, _larger_batch, _shared_workspace, _more_gpus, _larger_gpus)
     ways = (way for kind in kinds for way in kind(spec, plans))
     return [way for way, _ in zip(ways, range(_MOST), strict=False)]
 
@@ -56,6 +56,15 @@ class _Plans:
         )
         each = f" on each of {fit.gpus} GPUs" if fit.gpus > 1 else ""
         return f"{least:.1f} GiB{each}"
+
+
+def _bf16(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:
+    """Yield bf16 instead of float8, whose weights cannot be spread."""
+    if spec.training.precision == "float8":
+        changed = _changed(spec, "training", precision="bf16")
+        fit = plans.fit(changed)
+        if fit:
+            yield f"training.precision bf16 ({plans.smallest(changed, fit)})"
 
 
 def _adapters(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Final
 from finetune_api.lengths import max_length
 from finetune_api.spec import SHARDED, FineTuneJobSpec, Kto, Method
 from finetune_api.status import Preparation
-from finetune_operator.planning.compilation import compiles
+from finetune_operator.planning.compilation import compilation
 from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError
 from finetune_operator.planning.memory import Candidate, Checkpointing, Precision, Strategy
 
@@ -28,10 +28,11 @@ def candidates(
     """Yield the ways to run on GPUs; PlanInfeasibleError when what is asked for is at odds."""
     length, number = longest_sequence(spec, preparation), precision(spec, "bf16")
     for gpus in counts(spec, inventory):
-        compiled = compiles(spec, preparation, gpus, length, number)
+        seconds = compilation(spec, preparation, gpus, length, number).seconds
+        paces = sorted(_paces(spec), key=lambda pace: seconds(*pace))
         nodes = nodes_of(spec, inventory, gpus)
         for strategy in _strategies(spec, gpus, nodes):
-            for checkpointing in checkpointings(spec, compiled=compiled):
+            for checkpointing, compiled in paces:
                 for micro_batch in micro_batches(spec, gpus):
                     yield Candidate(
                         gpus=gpus,
@@ -43,6 +44,17 @@ def candidates(
                         compile=compiled,
                         nodes=nodes,
                     )
+
+
+def _paces(spec: FineTuneJobSpec) -> list[tuple[Checkpointing, bool]]:
+    """Return the ways of checkpointing, with layers compiled or not."""
+    asked = spec.training.compile
+    both = (True, False) if asked == "auto" else (asked == "always",)
+    return [
+        (checkpointing, compiled)
+        for compiled in both
+        for checkpointing in checkpointings(spec, compiled=compiled)
+    ]
 
 
 def checkpointings(spec: FineTuneJobSpec, *, compiled: bool) -> tuple[Checkpointing, ...]:

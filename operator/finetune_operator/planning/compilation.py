@@ -1,4 +1,4 @@
-"""Whether compiling the decoder layers pays."""
+"""How long training takes with layers compiled or not, and run again or not."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Preparation
 from finetune_operator.planning.duration import REACHED, training_flops
-from finetune_operator.planning.memory import Precision
+from finetune_operator.planning.memory import Candidate, Checkpointing, Precision
 from finetune_operator.planning.products import PRODUCTS, UNKNOWN
 
 _SECONDS_OF_A_LAYER: Final = 15 / 32
@@ -14,8 +14,12 @@ _SECONDS_OF_A_LAYER: Final = 15 / 32
 
 _SAVED: Final[dict[Precision, float]] = {"bf16": 0.2, "float32": 0.08, "float8": 0.25}
 """Share of a step. bf16: a little less than the least that was measured there, 22 % with all
-weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %. Of float32 and float8 it
-is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
+weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %, on one GPU. Of float32
+and float8 it is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
+
+_AGAIN: Final[dict[Checkpointing, float]] = {"none": 0.0, "selective": 0.35, "full": 0.38}
+"""Share of a step that running layers again adds. full: measured there with LoRA and compiled
+layers. selective: the same without attention's forward pass, which was 8 % of the whole one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Compilation:
     def pays(self) -> bool:
         """Whether it saves more than it costs."""
         return self.share * self.training > self.cost
+
+    def seconds(self, checkpointing: Checkpointing, compiled: bool) -> float:
+        """Return how long training takes, and compiling before it."""
+        training = self.training * (1 + _AGAIN[checkpointing])
+        return training * (1 - self.share) + self.cost if compiled else training
 
 
 def compilation(
@@ -53,29 +62,21 @@ def compilation(
     )
 
 
-def compiles(
-    spec: FineTuneJobSpec, preparation: Preparation, gpus: int, max_length: int, number: Precision
-) -> bool:
-    """Tell whether decoder layers are compiled."""
-    if spec.training.compile != "auto":
-        return spec.training.compile == "always"
-    return compilation(spec, preparation, gpus, max_length, number).pays
-
-
-def why_compiled(
-    spec: FineTuneJobSpec, preparation: Preparation, gpus: int, max_length: int, number: Precision
-) -> str:
+def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> str:
     """Return what decided for compiling or against it."""
     if spec.training.compile != "auto":
         return f"Compile {spec.training.compile}: as asked for."
-    found = compilation(spec, preparation, gpus, max_length, number)
+    number = candidate.precision
+    found = compilation(spec, preparation, candidate.gpus, candidate.max_length, number)
     saved = "saved" if number == "bf16" else "assumed to be saved"
     sums = (
         f"about {_in_words(found.training)} of training by its arithmetic, {found.share:.0%} of it"
         f" {saved}, against {_in_words(found.cost)} to compile"
     )
+    if candidate.compile:
+        return f"Compile on: {sums}{'' if found.pays else '; but layers as they are take more memory'}."
     if found.pays:
-        return f"Compile on: {sums}."
+        return f"Compile off: layers as they are take less memory here; {sums}."
     slower = "; without it quantising to float8 is not fused" if number == "float8" else ""
     return f"Compile off: {sums}{slower}."
 

@@ -61,15 +61,16 @@ def first_that_fits(
         return _gpu_plan(spec, preparation, candidate, memory, limit)
     if found.smallest is None:
         raise PlanInfeasibleError(f"resources.gpu.count allows no more than {beyond} GPUs.")
-    most = max(counts(spec, inventory))
+    gpus, total = found.smallest
     raise PlanInfeasibleError(
         why_not(
             spec,
-            found.smallest,
+            total,
             limit,
-            most,
+            gpus,
             ways_out(spec, preparation, inventory),
-            limited=max(indivisible(spec, inventory), default=0) > most,
+            limited=gpus == max(counts(spec, inventory))
+            and max(indivisible(spec, inventory), default=0) > gpus,
         )
     )
 
@@ -105,9 +106,7 @@ def _gpu_plan(
             *why(spec, candidate, memory, limit),
             why_host_memory(spec, host),
             *why_not_packed(spec, preparation, candidate),
-            why_compiled(
-                spec, preparation, candidate.gpus, candidate.max_length, candidate.precision
-            ),
+            why_compiled(spec, preparation, candidate),
         ],
     )
     return summarized(plan, spec.adapter.type, gpu_name(spec, limit))

@@ -115,7 +115,7 @@ def why_not(
     spec: FineTuneJobSpec,
     smallest: float,
     limit: float,
-    most: int,
+    gpus: int,
     ways: Sequence[str],
     *,
     limited: bool,
@@ -125,7 +125,7 @@ def why_not(
     limited: training.batchSize cannot be split over more GPUs.
     """
     usable = limit * USABLE
-    each = f"each of {most} GPUs" if most > 1 else "one GPU"
+    each = f"each of {gpus} GPUs" if gpus > 1 else "one GPU"
     if limited:
         each += f" (training.batchSize {spec.training.batch_size} cannot be split over more)"
     excess = f"{smallest - usable:.1f} more than the {usable:.1f} of {limit:.0f} GiB"

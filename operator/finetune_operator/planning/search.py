@@ -15,8 +15,9 @@ class Found:
     """What a search came to."""
 
     fit: tuple[Candidate, Memory] | None
-    smallest: float | None
-    """GiB of the candidate that needs least, when none fits; None: there was no candidate."""
+    smallest: tuple[int, float] | None
+    """GPUs and the GiB of each, of the candidate that needs least there, when none fits; None:
+    there was no candidate."""
 
 
 def search(
@@ -29,7 +30,7 @@ def search(
     """
     check_rollout(spec, preparation, inventory)
     limit = gpu_memory(spec, inventory) * USABLE
-    totals: list[float] = []
+    refused: list[tuple[int, float]] = []
     for candidate in candidates(spec, preparation, inventory):
         if candidate.gpus <= beyond or not hosts(spec, candidate):
             continue
@@ -38,5 +39,5 @@ def search(
         memory = estimate(spec, preparation, candidate)
         if memory.total <= limit:
             return Found((candidate, memory), None)
-        totals.append(memory.total)
-    return Found(None, min(totals, default=None))
+        refused.append((candidate.gpus, memory.total))
+    return Found(None, min(refused, key=lambda found: found[1], default=None))

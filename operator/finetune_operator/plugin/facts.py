@@ -145,7 +145,8 @@ def _counted(number: int, what: str) -> str:
 
 
 def _count(weights: int) -> str:
-    unit, size = next((unit for unit in _UNITS if weights >= unit[1]), _UNITS[-1])
+    # From 999.5 million on they are told in billions.
+    unit, size = next((unit for unit in _UNITS if weights >= 0.9995 * unit[1]), _UNITS[-1])
     return f"{weights / size:.3g}{unit}"
 
 

@@ -35,16 +35,16 @@ SHARED = {"accessMode": "ReadWriteMany"}
             {"resources": {"gpu": {"memory": "32Gi", "count": 8}}, "adapter": FULL},
             8,
             "fsdp",
-            1,
             2,
+            1,
         ),
         ({"adapter": FULL}, 1, "single", 1, 16),
         (
             {"adapter": FULL, "resources": {"gpu": {"count": 2}, "strategy": "fsdp"}},
             2,
             "fsdp",
-            1,
-            8,
+            2,
+            4,
         ),
         (
             {"resources": {"gpu": {"memory": "16Gi"}}, "adapter": {"type": "qlora"}},
@@ -270,7 +270,7 @@ def test_what_is_given_wins() -> None:
         ({"training": {"microBatchSize": 3}}, "training.microBatchSize is 3"),
         (
             {"resources": {"gpu": {"memory": "8Gi", "count": 1}}},
-            "10.4 more than the 7.4 of 8 GiB that may be filled",
+            "9.5 more than the 7.4 of 8 GiB that may be filled",
         ),
         (
             {"training": {"batchSize": 5}, "resources": {"gpu": {"count": 2}}},

@@ -169,9 +169,16 @@ SHARED = {"workspace": {"accessMode": "ReadWriteMany"}}
         ),
         (
             LARGE,
-            {"resources": {"gpu": {"memory": "60Gi", "count": 3}}, "training": {"batchSize": 12}},
+            {"training": {"precision": "float8"}},
+            "training.precision bf16 ",
+            {"training": {"precision": "bf16"}},
+            4,
+        ),
+        (
+            LARGE,
+            {"resources": {"gpu": {"memory": "52Gi", "count": 3}}, "training": {"batchSize": 12}},
             "1 more GPU with fsdp ",
-            {"resources": {"gpu": {"memory": "60Gi", "count": 4}}},
+            {"resources": {"gpu": {"memory": "52Gi", "count": 4}}},
             4,
         ),
     ],
@@ -190,6 +197,12 @@ def test_each_way_out_is_a_plan(
     assert (plan.gpus, int(way[2] or 1)) == (gpus, gpus)
     # What is planned takes the micro-batch that fills the GPU.
     assert float(way[1]) <= plan.memory.total + 0.1
+
+
+def test_what_no_number_of_gpus_helps_is_told_of_one() -> None:
+    words = r"qlora needs about [0-9.]+ GiB on one GPU"
+    with pytest.raises(PlanInfeasibleError, match=words):
+        make_plan_of(adapter={"type": "qlora"}, resources={"gpu": {"memory": "6Gi"}})
 
 
 def test_what_a_refusal_needs_and_what_would_fit_are_counted_alike() -> None:
@@ -222,12 +235,12 @@ def test_a_batch_that_keeps_the_job_from_more_gpus_is_named() -> None:
         ({"training": {"maxLength": 1_000_000, "packing": True}}, r"training.maxLength 8192 \("),
         (
             {"training": {"maxLength": 1024, "packing": True}},
-            "maxLength 256 and dataset.tooLong tr",
+            "maxLength 512 and dataset.tooLong tr",
         ),
     ],
 )
 def test_a_shorter_length_is_one_that_model_and_data_take(parts: dict[str, Any], way: str) -> None:
-    memory = "80Gi" if parts["training"]["maxLength"] > 8192 else "19456Mi"
+    memory = "80Gi" if parts["training"]["maxLength"] > 8192 else "18688Mi"
     resources = {"gpu": {"memory": memory, "count": 1}}
     with pytest.raises(PlanInfeasibleError, match=way):
         make_plan_of(**parts, resources=resources)

@@ -1,13 +1,15 @@
 """When compiling pays, and what it does to checkpointing."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_api.failures import Reason
-from finetune_operator.planning import Inventory, make_plan, smaller_plan
+from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.planning.candidates import candidates
-from finetune_operator.planning.compilation import compilation
+from finetune_operator.planning.compilation import Compilation, compilation
 from finetune_operator.planning.products import PRODUCTS
 from unit.operator.builders import make_plan_of, make_preparation, make_spec
 
@@ -83,6 +85,44 @@ def test_packed_rows_are_counted_as_they_are_filled() -> None:
 )
 def test_the_plan_says_what_was_estimated(training: dict[str, Any], words: str) -> None:
     assert words in make_plan_of(training=training).reasons
+
+
+@pytest.mark.parametrize("memory", range(12, 80, 4))
+@pytest.mark.parametrize("kind", ["lora", "qlora", "full"])
+def test_not_compiling_for_time_never_costs_gpus(kind: str, memory: int) -> None:
+    def gpus(compile_: str) -> float:
+        try:
+            plan = make_plan_of(
+                adapter={"type": kind},
+                training={"maxSteps": 5, "compile": compile_},
+                resources={"gpu": {"memory": f"{memory}Gi"}},
+            )
+        except PlanInfeasibleError:
+            return math.inf
+        return plan.gpus
+
+    assert gpus("auto") == min(gpus("always"), gpus("never"))
+
+
+def test_layers_are_compiled_for_memory_too_and_the_plan_says_so() -> None:
+    parts: dict[str, Any] = {
+        "training": {"maxSteps": 5, "gradientCheckpointing": "full"},
+        "resources": {"gpu": {"memory": "18944Mi", "count": 1}},
+    }
+    with pytest.raises(PlanInfeasibleError):
+        make_plan_of(**parts | {"training": parts["training"] | {"compile": "never"}})
+    plan = make_plan_of(**parts)
+    assert plan.compile
+    assert plan.reasons[-1].endswith("15 s to compile; but layers as they are take more memory.")
+
+
+def test_compiling_may_pay_because_it_spares_checkpointing() -> None:
+    estimated = Compilation(cost=15, training=50, share=0.2)
+    assert not estimated.pays
+    assert estimated.seconds("none", False) < estimated.seconds("none", True)
+    assert estimated.seconds("none", True) < estimated.seconds("selective", False)
+    short = replace(estimated, training=10)
+    assert short.seconds("full", False) < short.seconds("none", True)
 
 
 def test_float8_that_is_not_compiled_is_said_to_lose() -> None:

@@ -187,6 +187,15 @@ def test_a_plan_from_a_config_and_a_data_file(
     assert preparation["dataset"]["format"] == "completion"
 
 
+def test_almost_a_billion_weights_are_a_billion(plugin: Plugin, tmp_path: Path) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    job["spec"]["model"]["source"] = "hf://google/gemma-3-1b-it"
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    run = plugin("plan", "-f", path, "--tokens", 1024, "--rows", 5)
+    assert " 1B weights" in run.output
+
+
 def test_a_size_is_enough_for_a_plan(plugin: Plugin) -> None:
     run = plugin("plan", "-f", SFT, "--parameters", "70B", "--tokens", 1024, "--rows", 5)
     assert "70B weights" in run.output

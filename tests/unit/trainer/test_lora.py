@@ -1,9 +1,12 @@
 """An adapter added within the layer's product: PEFT's numbers, and PEFT's layer in all else."""
 
+import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
@@ -85,6 +88,40 @@ def test_without_the_adapter_it_is_the_base() -> None:
     rows = torch.randn(3, 32, dtype=torch.bfloat16)
     with model.disable_adapter():
         assert torch.equal(model(rows), adapted().unload()(rows))
+
+
+def test_another_adapter_is_its_own() -> None:
+    model = adapted()
+    model.add_adapter("reference", LoraConfig(r=2, target_modules=["up", "down"]))
+    usual = copy.deepcopy(model)
+    add_within_products(model)
+    for each in (usual, model):
+        each.set_adapter("reference")
+    # As it begins: the base.
+    rows = torch.randn(3, 32, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected, other = model(rows), usual(rows), adapted()(rows)
+    assert distance(found, expected.double()) < 0.01
+    assert distance(found, other.double()) > 0.1
+
+
+def test_layers_that_run_again_have_the_same_gradients() -> None:
+    model = adapted()
+    add_within_products(model)
+    again = partial(torch.utils.checkpoint.checkpoint, model, use_reentrant=False)
+    expected = step(model)
+    model.zero_grad()
+    found = step(model, again)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_no_rows_are_no_rows() -> None:
+    model = adapted()
+    add_within_products(model)
+    rows = torch.empty(0, 32, dtype=torch.bfloat16, requires_grad=True)
+    model(rows).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.shape == (0, 32)
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}])

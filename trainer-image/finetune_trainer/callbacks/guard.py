@@ -75,7 +75,7 @@ class StabilityGuard(TrainerCallback):
     def check_gradient(
         self, norm: float, args: TrainingArguments, state: TrainerState, *, is_applied: bool
     ) -> bool:
-        """Tell whether the optimizer step that is due must be skipped.
+        """Tell whether the optimizer must skip a step, or has skipped it.
 
         Every rank passes the same norm, for gradients are reduced before. `is_applied` says that
         the weights have taken the gradient already. Raises JobFailure when training must end.

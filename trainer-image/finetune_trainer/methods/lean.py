@@ -23,18 +23,18 @@ class LeanTrainer:
     """Tokens of this process's micro-batches that the state does not count yet."""
 
     @property
-    def accelerated_optimizer(self: Any) -> Any:
-        """PyTorch's optimizer, which Accelerate has wrapped."""
+    def torch_optimizer(self: Any) -> Any:
+        """The optimizer that Accelerate has wrapped."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
-    def optimizer_judges(self: Any) -> bool:
+    def optimizer_can_skip(self: Any) -> bool:
         """Whether the optimizer leaves weights alone when told, on the GPU, to do so.
 
         PyTorch's fused ones do, for gradient scaling: where `found_inf` is 1.
         """
-        can = getattr(self.accelerated_optimizer, "_step_supports_amp_scaling", False)
-        return bool(can) and self.accelerator.distributed_type not in _OWN_WAYS
+        is_fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        return is_fused and self.accelerator.distributed_type not in _OWN_WAYS
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""
@@ -55,7 +55,8 @@ class LeanTrainer:
 
     def _track_num_input_tokens(self: Any, inputs: Any) -> None:
         """Note what the micro-batch has; count_tokens asks for it."""
-        if self.args.include_num_input_tokens_seen == "no" or "attention_mask" not in inputs:
+        counts = self.args.include_num_input_tokens_seen == "non_padding"
+        if not counts or "attention_mask" not in inputs:
             super()._track_num_input_tokens(inputs)  # type: ignore[misc]
             return
         tokens = inputs["attention_mask"].sum()

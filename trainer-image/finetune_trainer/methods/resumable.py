@@ -28,6 +28,8 @@ class ResumableTrainer(TimedTrainer, LeanTrainer):
     checkpoints: Checkpoints
     metrics: MetricsLog
     guard: StabilityGuard
+    norm: Any = None
+    """Of the gradient whose step the optimizer was given before it was judged."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set Accelerate up; a reference model that TRL loads afterwards is whole."""
@@ -60,17 +62,17 @@ class ResumableTrainer(TimedTrainer, LeanTrainer):
         """Return the gradient's norm; a gradient that is no number never reaches the weights."""
         with self.clock.part("sync"):
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-            if self.optimizer_judges:
+            if self.optimizer_can_skip:
                 # Asked for the norm now, the GPU would wait until it is given the optimizer's step.
-                self.accelerated_optimizer.found_inf = (~torch.isfinite(norm)).float()
+                self.torch_optimizer.found_inf = (~torch.isfinite(norm)).float()
                 self.norm = norm
-            elif self.must_skip(norm):
+            elif self.judge(norm):
                 # An optimizer leaves weights without a gradient alone.
                 model.zero_grad()
         return norm
 
-    def must_skip(self: Any, norm: Any) -> bool:
-        """Tell whether the gradient is no number; raises JobFailure when training must end."""
+    def judge(self: Any, norm: Any) -> bool:
+        """Tell whether a gradient is no number; raises JobFailure when training must end."""
         # DeepSpeed steps inside the backward pass, and may give no norm then.
         is_applied = bool(self.is_deepspeed_enabled)
         number = 0.0 if norm is None else float(norm)
@@ -152,8 +154,9 @@ class _Judge(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Judge the gradient, and count the tokens."""
-        if self.trainer.optimizer_judges:
-            self.trainer.must_skip(self.trainer.norm)
+        if self.trainer.optimizer_can_skip:
+            # Where it is no number, the optimizer has left the weights alone.
+            self.trainer.judge(self.trainer.norm)
         self.trainer.count_tokens()
 
 

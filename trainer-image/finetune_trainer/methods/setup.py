@@ -120,6 +120,7 @@ class Setup:
         if self.plan.precision == "float8":
             float8.convert(trainer.model)
         if self.plan.compile:
+            # With spread weights it was never tried on GPUs.
             if self.plan.strategy not in SHARDED:
                 add_within_products(trainer.model)
             _compile_layers(trainer.model)

@@ -1,6 +1,6 @@
 """The sum of all parts."""
 
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import SHARDED, FineTuneJobSpec, Method
 from finetune_api.status import Memory, Preparation
 from finetune_operator.planning.calibration import Calibration, calibration_of
 from finetune_operator.planning.memory.activations import fullest
@@ -46,16 +46,17 @@ def held(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) 
 def in_pieces(spec: FineTuneJobSpec, candidate: Candidate) -> bool:
     """Tell whether much of what is freed is too small for what comes next.
 
-    So it is where layers that are not compiled run again, where ORPO has logits of all tokens,
-    where the embedding's gradient comes last and no head's was there before, and where compiled
-    layers have weights, or rows, in a smaller format beside them.
+    So it is where ORPO has logits of all tokens, where the embedding's gradient comes last and no
+    head's was there before, where compiled layers have weights, or rows, in a smaller format beside
+    them, and where layers that are not compiled run again. It is assumed where layers are gathered
+    one by one.
     """
-    is_quantised = spec.adapter.type == "qlora" or candidate.precision == "float8"
-    if candidate.compile:
-        return is_quantised or spec.method is Method.ORPO
     trains_embedding = spec.method is Method.REWARD and spec.adapter.type == "full"
-    recomputes = candidate.checkpointing != "none"
-    return recomputes or trains_embedding or spec.method is Method.ORPO
+    if spec.method is Method.ORPO or trains_embedding or candidate.strategy in SHARDED:
+        return True
+    if candidate.compile:
+        return spec.adapter.type == "qlora" or candidate.precision == "float8"
+    return candidate.checkpointing != "none"
 
 
 def _context(calibration: Calibration, candidate: Candidate) -> float:

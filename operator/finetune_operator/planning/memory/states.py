@@ -145,11 +145,9 @@ def _spread(
             gradients=gradients,
             kept_gradients=gradients,
         )
-    # DDP's buckets are a second copy (gradient_as_bucket_view is off), and never freed.
-    buckets = whole.gradients if candidate.strategy == "ddp" else 0.0
-    gradients = whole.gradients + buckets
-    kept = gradients if accumulates(spec, candidate) else buckets
-    return replace(whole, gradients=gradients, kept_gradients=kept)
+    # Gradients lie in DDP's buckets, which are never freed.
+    stays = candidate.strategy == "ddp" or accumulates(spec, candidate)
+    return replace(whole, kept_gradients=whole.gradients if stays else 0.0)
 
 
 def _sharded(
