@@ -12,6 +12,9 @@ from finetune_operator.planning.products import PRODUCTS, UNKNOWN
 _SECONDS_OF_A_LAYER: Final = 15 / 32
 """By the first step of Llama-3.1-8B on an H100."""
 
+_COMPILED_TWICE: Final = 2
+"""Rows of other lengths make the compiler begin anew, for any length then."""
+
 _SAVED: Final[dict[Precision, float]] = {"bf16": 0.2, "float32": 0.08, "float8": 0.25}
 """Share of a step. bf16: a little less than the least that was measured there, 22 % with all
 weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %, on one GPU. Of float32
@@ -55,8 +58,11 @@ def compilation(
     product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[UNKNOWN])
     # GPUs without bf16 train in float32 only, which is slower still.
     peak = 1e12 * (product.teraflops or PRODUCTS[UNKNOWN].teraflops or 0)
+    rows = preparation.dataset
+    varies = not spec.training.packing and rows.mean_tokens < rows.max_tokens
+    times = _COMPILED_TWICE if varies else 1
     return Compilation(
-        cost=_SECONDS_OF_A_LAYER * preparation.model.layers,
+        cost=times * _SECONDS_OF_A_LAYER * preparation.model.layers,
         training=training_flops(spec, preparation, max_length) / (gpus * REACHED * peak),
         share=_SAVED[number],
     )
@@ -74,7 +80,8 @@ def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Can
         f" {saved}, against {_in_words(found.cost)} to compile"
     )
     if candidate.compile:
-        return f"Compile on: {sums}{'' if found.pays else '; but layers as they are take more memory'}."
+        spared = "" if found.pays else "; but layers as they are take more memory"
+        return f"Compile on: {sums}{spared}."
     if found.pays:
         return f"Compile off: layers as they are take less memory here; {sums}."
     slower = "; without it quantising to float8 is not fused" if number == "float8" else ""

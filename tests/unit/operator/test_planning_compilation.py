@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import Reason
+from finetune_api.status import Preparation
 from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan, smaller_plan
 from finetune_operator.planning.candidates import candidates
 from finetune_operator.planning.compilation import Compilation, compilation
@@ -24,18 +25,34 @@ def compiled(
     ).compile
 
 
+def changed(preparation: Preparation, **rows: int) -> Preparation:
+    """Return a preparation whose rows are others."""
+    dataset = preparation.dataset.model_copy(update=rows)
+    return preparation.model_copy(update={"dataset": dataset})
+
+
 def test_what_is_saved_has_to_be_more_than_it_costs() -> None:
-    # A step is 3,200 tokens of 30 GFLOP at 0.4 of the peak, 0.24 s; 20 % of 310 steps is 15 s.
+    # A step is 3,200 tokens of 30 GFLOP at 0.4 of the peak, 0.24 s; 20 % of 620 steps is 30 s.
     assert not compiled(20)
-    assert not compiled(280)
-    assert compiled(340)
+    assert not compiled(560)
+    assert compiled(680)
 
 
 def test_it_pays_sooner_where_training_takes_longer_or_more_is_saved() -> None:
-    assert compiled(280, "NVIDIA-A100-SXM4-80GB")
-    assert not compiled(340, gpus=2)
-    assert compiled(680, gpus=2)
-    assert compiled(280, precision="float8")
+    assert compiled(560, "NVIDIA-A100-SXM4-80GB")
+    assert not compiled(680, gpus=2)
+    assert compiled(1360, gpus=2)
+    assert compiled(560, precision="float8")
+
+
+def test_rows_of_one_length_are_compiled_once() -> None:
+    rows = {"max_tokens": 200, "mean_tokens": 200}
+    spec, preparation = make_spec(), make_preparation()
+    costs = [
+        compilation(spec, made, 1, 200, "bf16").cost
+        for made in (preparation, changed(preparation, **rows))
+    ]
+    assert costs == [30, 15]
 
 
 def test_every_completion_of_a_group_is_trained_on() -> None:
@@ -52,8 +69,8 @@ def test_every_completion_of_a_group_is_trained_on() -> None:
 
 
 def test_a_gpu_that_is_not_known_counts_as_a_fast_one() -> None:
-    assert not compiled(280, "Somebodys-GPU")
-    assert compiled(340, "Somebodys-GPU")
+    assert not compiled(560, "Somebodys-GPU")
+    assert compiled(680, "Somebodys-GPU")
 
 
 def test_packed_rows_are_counted_as_they_are_filled() -> None:
@@ -70,14 +87,14 @@ def test_packed_rows_are_counted_as_they_are_filled() -> None:
             {"maxSteps": 10_000},
             (
                 "Compile on: about 41 min of training by its arithmetic, 20% of it saved,"
-                " against 15 s to compile."
+                " against 30 s to compile."
             ),
         ),
         (
             {"maxSteps": 20},
             (
                 "Compile off: about 5 s of training by its arithmetic, 20% of it saved,"
-                " against 15 s to compile."
+                " against 30 s to compile."
             ),
         ),
         ({"compile": "never"}, "Compile never: as asked for."),
@@ -113,7 +130,7 @@ def test_layers_are_compiled_for_memory_too_and_the_plan_says_so() -> None:
         make_plan_of(**parts | {"training": parts["training"] | {"compile": "never"}})
     plan = make_plan_of(**parts)
     assert plan.compile
-    assert plan.reasons[-1].endswith("15 s to compile; but layers as they are take more memory.")
+    assert plan.reasons[-1].endswith("30 s to compile; but layers as they are take more memory.")
 
 
 def test_compiling_may_pay_because_it_spares_checkpointing() -> None:
@@ -127,7 +144,7 @@ def test_compiling_may_pay_because_it_spares_checkpointing() -> None:
 
 def test_float8_that_is_not_compiled_is_said_to_lose() -> None:
     reason = make_plan_of(training={"maxSteps": 20, "precision": "float8"}).reasons[-1]
-    assert reason.endswith("15 s to compile; without it quantising to float8 is not fused.")
+    assert reason.endswith("30 s to compile; without it quantising to float8 is not fused.")
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ class LeanTrainer:
 
         PyTorch's fused ones do, for gradient scaling: where `found_inf` is 1.
         """
-        is_fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        return is_fused and self.accelerator.distributed_type not in _OWN_WAYS
+        if self.accelerator.distributed_type in _OWN_WAYS:
+            return False
+        return all(group.get("fused") for group in self.optimizer.param_groups)
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""

@@ -37,6 +37,8 @@ _ADAPTER_RATES: Mapping[Method, float] = {
 }
 """Peak learning rates of adapters; full fine-tuning takes a tenth."""
 
+_RECOMPILE_LIMIT = 64
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -149,7 +151,11 @@ def _compile_layers(model: Any) -> None:
     if layers is None:
         log.warning("layers are not compiled: the model does not say which they are")
         return
+    compiler: Any = torch._dynamo.config  # noqa: SLF001 - it is documented so
     # What the compiler cannot take runs as it is, and torch warns.
-    torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - it is documented so
+    compiler.suppress_errors = True
+    # Rows of other lengths, masks, references and evaluations are compiled anew, some 20 times in
+    # all; beyond the usual 8 all layers would run as they are.
+    compiler.recompile_limit = _RECOMPILE_LIMIT
     for layer in layers:
         layer.compile()
