@@ -200,6 +200,12 @@ _COMBINATIONS = (
         ".training.packing",
     ),
     Rule(
+        "!self.training.packing || self.training.gradientCheckpointing != 'selective'",
+        "gradientCheckpointing is selective, which keeps nothing of packed rows: use full, none or"
+        " auto",
+        ".training.gradientCheckpointing",
+    ),
+    Rule(
         "!has(self.training.assistantOnlyLoss) || !self.training.assistantOnlyLoss"
         " || self.method == 'sft'",
         "assistantOnlyLoss is only for method sft, found method {self.method}",

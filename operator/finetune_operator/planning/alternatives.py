@@ -116,15 +116,18 @@ def _larger_batch(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:
 
 
 def _shared_workspace(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:
+    """Yield a workspace for several nodes; where need be with a batch for all their GPUs."""
     workspace = spec.resources.workspace
     if workspace.claim is not None or workspace.access_mode == "ReadWriteMany":
         return
     shared = workspace.model_copy(update={"access_mode": "ReadWriteMany"})
     changed = _changed(spec, "resources", workspace=shared)
+    words = "resources.workspace.accessMode ReadWriteMany"
     fit = plans.fit(changed)
     if fit:
-        least = plans.smallest(changed, fit)
-        yield f"resources.workspace.accessMode ReadWriteMany ({least})"
+        yield f"{words} ({plans.smallest(changed, fit)})"
+        return
+    yield from (f"{words} and {batch}" for batch in _larger_batch(changed, plans))
 
 
 def _more_gpus(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """How long training takes with layers compiled or not, and run again or not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Preparation
@@ -20,10 +21,6 @@ _SAVED: Final[dict[Precision, float]] = {"bf16": 0.2, "float32": 0.08, "float8":
 weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %, on one GPU. Of float32
 and float8 it is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
 
-_AGAIN: Final[dict[Checkpointing, float]] = {"none": 0.0, "selective": 0.35, "full": 0.38}
-"""Share of a step that running layers again adds. full: measured there with LoRA and compiled
-layers. selective: the same without attention's forward pass, which was 8 % of the whole one."""
-
 
 @dataclass(frozen=True)
 class Compilation:
@@ -31,19 +28,19 @@ class Compilation:
 
     cost: float
     """Seconds that it takes at the start."""
-    training: float
-    """Seconds of training without it."""
+    training: Mapping[Checkpointing, float]
+    """Seconds of training without it, with each kind of checkpointing."""
     share: float
     """Of a step that it saves."""
 
     @property
     def pays(self) -> bool:
         """Whether it saves more than it costs."""
-        return self.share * self.training > self.cost
+        return self.share * self.training["none"] > self.cost
 
     def seconds(self, checkpointing: Checkpointing, compiled: bool) -> float:
         """Return how long training takes, and compiling before it."""
-        training = self.training * (1 + _AGAIN[checkpointing])
+        training = self.training[checkpointing]
         return training * (1 - self.share) + self.cost if compiled else training
 
 
@@ -63,7 +60,10 @@ def compilation(
     times = _COMPILED_TWICE if varies else 1
     return Compilation(
         cost=times * _SECONDS_OF_A_LAYER * preparation.model.layers,
-        training=training_flops(spec, preparation, max_length) / (gpus * REACHED * peak),
+        training={
+            kind: training_flops(spec, preparation, max_length, kind) / (gpus * REACHED * peak)
+            for kind in get_args(Checkpointing)
+        },
         share=_SAVED[number],
     )
 
@@ -75,9 +75,10 @@ def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Can
     number = candidate.precision
     found = compilation(spec, preparation, candidate.gpus, candidate.max_length, number)
     saved = "saved" if number == "bf16" else "assumed to be saved"
+    training = _in_words(found.training["none"])
     sums = (
-        f"about {_in_words(found.training)} of training by its arithmetic, {found.share:.0%} of it"
-        f" {saved}, against {_in_words(found.cost)} to compile"
+        f"about {training} of training by its arithmetic, {found.share:.0%} of it {saved},"
+        f" against {_in_words(found.cost)} to compile"
     )
     if candidate.compile:
         spared = "" if found.pays else "; but layers as they are take more memory"

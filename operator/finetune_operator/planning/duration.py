@@ -56,10 +56,12 @@ def expected_time(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -
     return Expected(tokens * needed / (REACHED * product.teraflops * 1e12) / 3600, "Arithmetic")
 
 
-def training_flops(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
-    """Return the FLOPs of all training steps, without what checkpointing computes again."""
+def training_flops(
+    spec: FineTuneJobSpec, preparation: Preparation, max_length: int, checkpointing: str
+) -> float:
+    """Return the FLOPs of all training steps, with what checkpointing computes again."""
     length = _attended_tokens(spec, preparation, max_length)
-    token = _flops_of_token(spec, preparation.model, length, "none")
+    token = _flops_of_token(spec, preparation.model, length, checkpointing)
     return _training_tokens(spec, preparation, max_length) * token
 
 

@@ -140,6 +140,13 @@ SHARED = {"workspace": {"accessMode": "ReadWriteMany"}}
             32,
         ),
         (
+            LARGE,
+            {"adapter": {"type": "full"}},
+            "resources.workspace.accessMode ReadWriteMany and training.batchSize 32 ",
+            {"resources": SHARED, "training": {"batchSize": 32}},
+            32,
+        ),
+        (
             "Qwen/Qwen2.5-32B",
             {"adapter": {"type": "full"}},
             "resources.workspace.accessMode ReadWriteMany ",
