@@ -49,8 +49,8 @@ def compilation(
 ) -> Compilation:
     """Estimate what compiling comes to on so many GPUs, with weights in a number format.
 
-    Training takes its arithmetic at the speed that the GPUs reach. Padding, what checkpointing
-    computes again and writing completions are left out: they only add to the training.
+    Training takes its arithmetic at the speed that the GPUs reach. Padding and writing completions
+    are left out: they only add to the training.
     """
     product = PRODUCTS.get(spec.resources.gpu.product, PRODUCTS[UNKNOWN])
     # GPUs without bf16 train in float32 only, which is slower still.
