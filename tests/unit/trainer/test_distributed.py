@@ -78,6 +78,10 @@ def _losses(site: Site) -> list[float]:
     return [entry[key] for entry in site.metrics() for key in keys if key in entry]
 
 
+def _tokens(site: Site) -> list[int]:
+    return [entry["num_tokens"] for entry in site.metrics()]
+
+
 def _parts(checkpoint: Path) -> set[int]:
     """Return in how many parts the weights of a sharded checkpoint lie."""
     listed = FileSystemReader(checkpoint / "pytorch_model_fsdp_0").read_metadata()
@@ -88,6 +92,7 @@ def _parts(checkpoint: Path) -> set[int]:
 def test_two_processes_train_what_one_does(site: Site, together: Site) -> None:
     assert site.run(site.job(make_plan(), **_SPEC)) == 0
     assert _losses(together) == pytest.approx(_losses(site), rel=1e-4)
+    assert _tokens(together) == _tokens(site)
     assert together.result().step == 6
 
 
