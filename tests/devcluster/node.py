@@ -82,6 +82,17 @@ class Node:
     def start_kubelet(self) -> None:
         """Start the kubelet and what pods need beside it; the API server must be ready."""
         layout = self._layout
+        self._run_kubelet()
+        proxy = layout.state / "kube-proxy.yaml"
+        proxy.write_text(node_config.kube_proxy_yaml(layout.kubeconfig("devcluster")))
+        hostname = f"--hostname-override={NODE_NAME}"
+        self._start("kube-proxy", self._programs["kube-proxy"], f"--config={proxy}", hostname)
+        kubeconfig = f"--kubeconfig={layout.kubeconfig('devcluster')}"
+        address = f"--address={network.NODE_ADDRESS}"
+        self._start("dns", sys.executable, "-m", "devcluster.dns", kubeconfig, address)
+
+    def _run_kubelet(self) -> None:
+        layout = self._layout
         kubelet = layout.state / "kubelet.yaml"
         kubelet.write_text(node_config.kubelet_yaml(layout, NODE_NAME))
         self._start(
@@ -94,17 +105,20 @@ class Node:
             f"--root-dir={layout.state / 'kubelet'}",
             f"--cert-dir={layout.state / 'kubelet/pki'}",
         )
-        proxy = layout.state / "kube-proxy.yaml"
-        proxy.write_text(node_config.kube_proxy_yaml(layout.kubeconfig("devcluster")))
-        hostname = f"--hostname-override={NODE_NAME}"
-        self._start("kube-proxy", self._programs["kube-proxy"], f"--config={proxy}", hostname)
-        kubeconfig = f"--kubeconfig={layout.kubeconfig('devcluster')}"
-        address = f"--address={network.NODE_ADDRESS}"
-        self._start("dns", sys.executable, "-m", "devcluster.dns", kubeconfig, address)
+
+    def _is_ready(self, kubectl: functools.partial[str]) -> bool:
+        """Tell whether the node is Ready; a kubelet that was too early for containerd starts anew.
+
+        containerd answers before its part for the kubelet does, and the kubelet does not wait.
+        """
+        found = _is_ready(kubectl)
+        if not self._daemons.running("kubelet") and _TOO_EARLY in self._daemons.log_tail("kubelet"):
+            self._run_kubelet()
+        return found
 
     def finish(self, kubectl: functools.partial[str], gpus: int) -> None:
         """Wait for Ready, announce the GPUs and give the host its sysctls back."""
-        ready = functools.partial(_is_ready, kubectl)
+        ready = functools.partial(self._is_ready, kubectl)
         self._daemons.wait("kubelet", ready, seconds=60, what="Ready")
         host.restore_sysctls()
         self._daemons.wait("dns", _dns_answers, seconds=30, what="answering")
@@ -158,6 +172,9 @@ class Node:
     def _start(self, name: str, *argv: str | Path) -> None:
         environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
         self._daemons.start(name, argv, network=network.NAMESPACE_FILE, environment=environment)
+
+
+_TOO_EARLY = "server is not initialized yet"
 
 
 def restore_host(layout: Layout) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from devcluster import binaries, dns, kwok, node_config, settings
+from devcluster import binaries, dns, kwok, node, node_config, settings
 from devcluster.layout import ClusterError, Layout
 from devcluster.processes import Daemons, is_running
 
@@ -145,3 +145,18 @@ def test_only_ready_pods_of_headless_services_have_names() -> None:
         "run.team.svc.cluster.local": ["10.244.0.2"],
         "run-0.run.team.svc.cluster.local": ["10.244.0.2"],
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [("rpc error: desc = server is not initialized yet", 1), ("no such device", 0)],
+)
+def test_a_kubelet_that_was_too_early_for_containerd_starts_anew(words: str, starts: int) -> None:
+    started: list[str] = []
+    daemons = SimpleNamespace(running=lambda _: False, log_tail=lambda _: words)
+    too_early: Any = SimpleNamespace(
+        _daemons=daemons, _run_kubelet=lambda: started.append("kubelet")
+    )
+    not_yet: Any = lambda *_: ""  # noqa: E731
+    assert not node.Node._is_ready(too_early, not_yet)
+    assert len(started) == starts
