@@ -45,6 +45,7 @@ GROUP = 4
 _ALPHA, _RATE = 32, 1e-5
 _LONG_TAILED = 4096
 _MANY = 20
+"""Times as many packed rows as a case trains on."""
 
 
 @dataclass(frozen=True)

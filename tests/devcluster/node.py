@@ -24,6 +24,7 @@ from devcluster.processes import Daemons
 from devcluster.progress import say
 
 _OWNER = NODE_RUN / "owner.json"
+_TOO_EARLY = "server is not initialized yet"
 _STOPPING_ORDER = ("kubelet", "kube-proxy", "dns", "provisioner")
 _MAXIMUM_STATE_PATH = 80
 
@@ -111,10 +112,11 @@ class Node:
 
         containerd answers before its part for the kubelet does, and the kubelet does not wait.
         """
-        found = _is_ready(kubectl)
+        path = '{.status.conditions[?(@.type=="Ready")].status}'
+        found = kubectl("get", "node", NODE_NAME, "--ignore-not-found", "-o", f"jsonpath={path}")
         if not self._daemons.running("kubelet") and _TOO_EARLY in self._daemons.log_tail("kubelet"):
             self._run_kubelet()
-        return found
+        return found == "True"
 
     def finish(self, kubectl: functools.partial[str], gpus: int) -> None:
         """Wait for Ready, announce the GPUs and give the host its sysctls back."""
@@ -174,9 +176,6 @@ class Node:
         self._daemons.start(name, argv, network=network.NAMESPACE_FILE, environment=environment)
 
 
-_TOO_EARLY = "server is not initialized yet"
-
-
 def restore_host(layout: Layout) -> None:
     """Remove every trace of a node from the host, whatever state its run ended in."""
     host.kill_processes()
@@ -191,12 +190,6 @@ def restore_host(layout: Layout) -> None:
     host.restore_sysctls()
     if NODE_RUN.exists():
         shutil.rmtree(NODE_RUN)
-
-
-def _is_ready(kubectl: functools.partial[str]) -> bool:
-    path = '{.status.conditions[?(@.type=="Ready")].status}'
-    found = kubectl("get", "node", NODE_NAME, "--ignore-not-found", "-o", f"jsonpath={path}")
-    return found == "True"
 
 
 def _dns_answers() -> bool:

@@ -18,8 +18,9 @@ _COMPILED_TWICE: Final = 2
 
 _SAVED: Final[dict[Precision, float]] = {"bf16": 0.2, "float32": 0.08, "float8": 0.25}
 """Share of a step. bf16: a little less than the least that was measured there, 22 % with all
-weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %, on one GPU. Of float32
-and float8 it is assumed; uncompiled float8 scales and rounds each row in kernels of their own."""
+weights of a 1B model; with LoRA it was 27 % of an 8B model and up to 44 %, on one GPU each, but by
+runs of several suites. Of float32 and float8 it is assumed; uncompiled float8 scales and rounds
+each row in kernels of their own."""
 
 
 @dataclass(frozen=True)
