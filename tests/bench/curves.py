@@ -44,7 +44,7 @@ class Run:
 
     adapter: str
     kind: str
-    """ours, float8 (ours too), bare, or liger (bare too)."""
+    """ours, float8 (ours too), bare, liger (bare too), or float32 (bare, with nothing in bf16)."""
 
 
 RUNS = [
@@ -55,6 +55,7 @@ RUNS = [
     Run("full", "ours"),
     Run("full", "bare"),
     Run("full", "liger"),
+    Run("full", "float32"),
     Run("qlora", "ours"),
     Run("qlora", "bare"),
 ]
@@ -128,7 +129,9 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
     torch.manual_seed(42)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.bfloat16, **quantised(run.adapter)
+            source,
+            dtype=torch.float32 if run.kind == "float32" else torch.bfloat16,
+            **quantised(run.adapter),
         ),
         args=SFTConfig(
             output_dir=str(folder / "bare"),
@@ -137,7 +140,7 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
             lr_scheduler_type="constant",
             per_device_train_batch_size=BATCH,
             gradient_checkpointing=False,
-            bf16=True,
+            bf16=run.kind != "float32",
             use_cpu=not cuda,
             use_liger_kernel=run.kind == "liger" and cuda,
             logging_steps=1,

@@ -55,7 +55,7 @@ def _weights_are_finite(monkeypatch: pytest.MonkeyPatch, *, can_skip: bool = Tru
     original = sft.ResumableSftTrainer._get_grad_norm
 
     def watching(trainer: Any, model: Any, grad_norm: Any = None) -> Any:
-        assert trainer.optimizer_can_skip == can_skip
+        assert trainer.optimizer_scales == can_skip
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         seen.append(all(bool(weight.isfinite().all()) for weight in weights))
         return original(trainer, model, grad_norm)

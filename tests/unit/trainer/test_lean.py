@@ -1,5 +1,6 @@
 """What Trainer does in each step, without walking through all modules, comes to the same."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,22 @@ def test_gradients_are_clipped_and_dropped(model: Any) -> None:
     assert float(after) == pytest.approx(1.0, rel=1e-4)
     model.zero_grad()
     assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("limit", [0.5, 1000.0])
+def test_a_fused_optimizer_clips_as_it_steps(model: Any, limit: float) -> None:
+    other = copy.deepcopy(model)
+    trainer = _Trainer(model)
+    trainer.args.max_grad_norm = limit
+    trainer.optimizer = torch.optim.SGD(model[2].parameters(), lr=1.0, fused=True)
+    expected = torch.optim.SGD(other[2].parameters(), lr=1.0)
+    for each in (model, other):
+        each(torch.ones(2, 4)).sum().mul(100).backward()
+    norm = torch.nn.utils.clip_grad_norm_(other[2].parameters(), limit)
+    assert trainer._clip_grad_norm(model) == pytest.approx(float(norm))
+    trainer.optimizer.step()
+    expected.step()
+    torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
 def test_copies_on_nodes_are_summed_once_a_step(model: Any) -> None:

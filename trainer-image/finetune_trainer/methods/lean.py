@@ -9,8 +9,10 @@ to be given to it.
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 _OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 """They clip and drop gradients themselves."""
@@ -28,14 +30,30 @@ class LeanTrainer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
-    def optimizer_can_skip(self: Any) -> bool:
-        """Whether the optimizer leaves weights alone when told, on the GPU, to do so.
+    def optimizer_scales(self: Any) -> bool:
+        """Whether the optimizer divides gradients and skips a step as it is told on the GPU.
 
-        PyTorch's fused ones do, for gradient scaling: where `found_inf` is 1.
+        PyTorch's fused ones do, for gradient scaling: by `grad_scale`, and where `found_inf` is 1.
         """
         if self.accelerator.distributed_type in _OWN_WAYS:
             return False
         return all(group.get("fused") for group in self.optimizer.param_groups)
+
+    def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, Any]:
+        """Return the optimizer and its options: AdamW that rounds at random for a model in bf16.
+
+        Adapters are hundreds of small weights, which PyTorch's own takes together.
+        """
+        kind, options = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
+        is_fused = kind is torch.optim.AdamW and options.get("fused")
+        is_whole = self.accelerator.distributed_type not in _OWN_WAYS
+        if is_fused and is_whole and not hasattr(self.model, "peft_config"):
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            if all(map(is_rounded, trained)):
+                from finetune_trainer.adamw import RoundingAdamW
+
+                kind = RoundingAdamW
+        return kind, options
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""
@@ -74,7 +92,18 @@ class LeanTrainer:
         if self.accelerator.distributed_type in _OWN_WAYS:
             return super()._clip_grad_norm(model)  # type: ignore[misc]
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        return self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
+        limit = self.args.max_grad_norm
+        if not self.optimizer_scales:
+            return self.accelerator.clip_grad_norm_(trained, limit)
+        norm = get_total_norm([weight.grad for weight in trained if weight.grad is not None])
+        # As torch.nn.utils.clip_grad_norm_ clips, without another walk through all gradients.
+        self.torch_optimizer.grad_scale = ((norm.float() + 1e-6) / limit).clamp(min=1)
+        return norm
+
+
+def is_rounded(weight: Tensor) -> bool:
+    """Tell whether a weight is on a GPU, in bf16, row by row: what RoundingAdamW is for."""
+    return weight.is_cuda and weight.dtype is torch.bfloat16 and weight.is_contiguous()
 
 
 def _train(model: Any, mode: bool = True) -> Any:

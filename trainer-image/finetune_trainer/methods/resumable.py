@@ -62,7 +62,7 @@ class ResumableTrainer(TimedTrainer, LeanTrainer):
         """Return the gradient's norm; a gradient that is no number never reaches the weights."""
         with self.clock.part("sync"):
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-            if self.optimizer_can_skip:
+            if self.optimizer_scales:
                 # Asked for the norm now, the GPU would wait until it is given the optimizer's step.
                 self.torch_optimizer.found_inf = (~torch.isfinite(norm)).float()
                 self.norm = norm
@@ -154,7 +154,7 @@ class _Judge(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Judge the gradient, and count the tokens."""
-        if self.trainer.optimizer_can_skip:
+        if self.trainer.optimizer_scales:
             # Where it is no number, the optimizer has left the weights alone.
             self.trainer.judge(self.trainer.norm)
         self.trainer.count_tokens()

@@ -1,0 +1,119 @@
+"""Steps of RoundingAdamW on this machine's CPU, by Triton's interpreter, beside PyTorch's AdamW.
+
+Triton decides when it is imported whether it interprets: these run in a process of their own.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_trainer.adamw import RoundingAdamW
+
+SHAPES = [(70, 100), (33,), (1, 5)]
+"""One takes more than a block, and none fills its last."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What both came to, all weights in a row."""
+
+    rounded: Tensor
+    """Weights in bf16."""
+    exact: Tensor
+    """Weights in float32."""
+    nearest: Tensor
+    """Weights in bf16 after PyTorch's fused AdamW."""
+    squares: Tensor
+    exact_squares: Tensor
+
+
+def take(gradients: list[float], rate: float, scale: float = 1.0) -> Steps:
+    """Take a step with each gradient, which all weights have; `scale` times it is given to ours."""
+    weights = [copied(weight, torch.bfloat16) for weight in made()]
+    nearest = [copied(weight, torch.bfloat16) for weight in weights]
+    exact = [copied(weight, torch.float32) for weight in weights]
+    ours = RoundingAdamW(weights, lr=rate, fused=True)
+    ours.grad_scale = torch.tensor(scale)
+    theirs = [torch.optim.AdamW(each, lr=rate, fused=True) for each in (nearest, exact)]
+    for gradient in gradients:
+        for weight, other, whole in zip(weights, nearest, exact, strict=True):
+            weight.grad = torch.full_like(weight, gradient * scale)
+            other.grad = torch.full_like(other, gradient)
+            whole.grad = torch.full_like(whole, gradient)
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+    squares = [ours.state[weight]["exp_avg_sq"] for weight in weights]
+    exact_squares = [theirs[1].state[weight]["exp_avg_sq"] for weight in exact]
+    return Steps(*map(flat, (weights, exact, nearest, squares, exact_squares)))
+
+
+def skip() -> list[tuple[Tensor, Tensor]]:
+    """Return all that a step with `found_inf` might change, before and after it."""
+    weights, optimizer = started()
+    before = [part.clone() for part in parts(weights, optimizer)]
+    optimizer.found_inf = torch.tensor(1.0)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, float("nan"))
+    optimizer.step()
+    return list(zip(before, parts(weights, optimizer), strict=True))
+
+
+def resume() -> tuple[Tensor, Tensor]:
+    """Return weights after two steps, and after one, a state dict, and another."""
+    weights, optimizer = started()
+    doubles = [copied(weight, torch.bfloat16) for weight in weights]
+    other = RoundingAdamW(doubles, lr=0.001, fused=True)
+    # As it is saved: else both share their moments.
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for weight, double in zip(weights, doubles, strict=True):
+        weight.grad = torch.full_like(weight, 0.3)
+        double.grad = weight.grad.clone()
+    optimizer.step()
+    other.step()
+    return flat(weights), flat(doubles)
+
+
+def broken() -> Tensor:
+    """Return a weight that was no number and one that was infinite, after a step."""
+    weight = nn.Parameter(torch.tensor([float("nan"), float("inf")], dtype=torch.bfloat16))
+    weight.grad = torch.ones_like(weight)
+    RoundingAdamW([weight], lr=0.001, fused=True).step()
+    return weight.detach()
+
+
+def started() -> tuple[list[nn.Parameter], RoundingAdamW]:
+    """Return weights and their optimizer after a step."""
+    weights = [copied(weight, torch.bfloat16) for weight in made()]
+    optimizer = RoundingAdamW(weights, lr=0.001, fused=True)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    return weights, optimizer
+
+
+def made() -> list[Tensor]:
+    """Return random weights of both signs, none near zero."""
+    torch.manual_seed(0)
+    return [
+        (0.02 * (1 + torch.rand(shape)) * torch.sign(torch.randn(shape))).bfloat16()
+        for shape in SHAPES
+    ]
+
+
+def copied(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """Return a weight of its own."""
+    return nn.Parameter(weight.detach().clone().to(dtype))
+
+
+def parts(weights: list[nn.Parameter], optimizer: RoundingAdamW) -> list[Tensor]:
+    """Return the weights and all that the optimizer remembers of them."""
+    remembered: list[dict[str, Any]] = [optimizer.state[weight] for weight in weights]
+    return [*(weight.detach() for weight in weights), *(p for s in remembered for p in s.values())]
+
+
+def flat(tensors: list[Any]) -> Tensor:
+    """Return all in a row."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
