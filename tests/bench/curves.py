@@ -44,7 +44,7 @@ class Run:
 
     adapter: str
     kind: str
-    """ours, float8 (ours too), bare, liger (bare too), or float32 (bare, with nothing in bf16)."""
+    """ours, or float8 of ours; bare, or liger, autocast (weights in float32) or float32 of bare."""
 
 
 RUNS = [
@@ -55,6 +55,7 @@ RUNS = [
     Run("full", "ours"),
     Run("full", "bare"),
     Run("full", "liger"),
+    Run("full", "autocast"),
     Run("full", "float32"),
     Run("qlora", "ours"),
     Run("qlora", "bare"),
@@ -130,7 +131,7 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=torch.float32 if run.kind == "float32" else torch.bfloat16,
+            dtype=torch.float32 if run.kind in {"autocast", "float32"} else torch.bfloat16,
             **quantised(run.adapter),
         ),
         args=SFTConfig(

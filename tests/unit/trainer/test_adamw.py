@@ -129,3 +129,14 @@ def test_adapters_and_other_formats_are_not(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(lean, "is_rounded", lambda weight: weight.requires_grad)
     trainer.model.peft_config = {}
     assert trainer.get_optimizer_cls_and_kwargs(None) == _FUSED
+
+
+def test_a_model_in_bf16_that_is_rounded_to_the_nearest_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer = _Trainer((torch.optim.SGD, {}))
+    trainer.get_optimizer_cls_and_kwargs(None)
+    assert not caplog.records
+    trainer.model.to(torch.bfloat16)
+    trainer.get_optimizer_cls_and_kwargs(None)
+    assert caplog.messages == ["weights are rounded to the nearest in bf16: small changes are lost"]

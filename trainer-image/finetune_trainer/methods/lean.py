@@ -6,6 +6,7 @@ them. And it asks the GPU for a number after each backward pass, while the rest 
 to be given to it.
 """
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+
+log = logging.getLogger(__name__)
 
 _OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 """They clip and drop gradients themselves."""
@@ -45,14 +48,16 @@ class LeanTrainer:
         Adapters are hundreds of small weights, which PyTorch's own takes together.
         """
         kind, options = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
-        is_fused = kind is torch.optim.AdamW and options.get("fused")
         is_whole = self.accelerator.distributed_type not in _OWN_WAYS
-        if is_fused and is_whole and not hasattr(self.model, "peft_config"):
+        if is_whole and not hasattr(self.model, "peft_config"):
             trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            if all(map(is_rounded, trained)):
+            is_fused = kind is torch.optim.AdamW and options.get("fused")
+            if is_fused and all(map(is_rounded, trained)):
                 from finetune_trainer.adamw import RoundingAdamW
 
                 kind = RoundingAdamW
+            elif any(weight.dtype is torch.bfloat16 for weight in trained):
+                log.warning("weights are rounded to the nearest in bf16: small changes are lost")
         return kind, options
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
