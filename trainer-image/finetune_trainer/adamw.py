@@ -1,6 +1,6 @@
 """AdamW for weights of bf16 that are rounded up or down at random, in one pass over the memory.
 
-Weights of bf16 have 8 bits. What a step changes is mostly less than half of the last one, and is
+Weights of bf16 have 8 significant bits. What a step changes is mostly less than half of the last one, and is
 lost when rounded to the nearest; so is the decay of the second moment, 0.1 % a step. Rounded at
 random, up with a probability of how near that is, both come out right in expectation: stochastic
 rounding, as in "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192.

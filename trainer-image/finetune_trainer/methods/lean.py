@@ -40,7 +40,8 @@ class LeanTrainer:
         """
         if self.accelerator.distributed_type in _OWN_WAYS:
             return False
-        return all(group.get("fused") for group in self.optimizer.param_groups)
+        # PyTorch's own mark of them, which its gradient scaler asks for.
+        return bool(getattr(self.torch_optimizer, "_step_supports_amp_scaling", False))
 
     def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, Any]:
         """Return the optimizer and its options: AdamW that rounds at random for a model in bf16.
