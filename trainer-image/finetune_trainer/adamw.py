@@ -1,9 +1,9 @@
 """AdamW for weights of bf16 that are rounded up or down at random, in one pass over the memory.
 
-Weights of bf16 have 8 significant bits. What a step changes is mostly less than half of the last one, and is
-lost when rounded to the nearest; so is the decay of the second moment, 0.1 % a step. Rounded at
-random, up with a probability of how near that is, both come out right in expectation: stochastic
-rounding, as in "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192.
+Weights of bf16 have 8 significant bits. What a step changes is mostly less than half of the last
+one, and is lost when rounded to the nearest; so is the decay of the second moment, 0.1 % a step.
+Rounded at random, up with a probability of how near that is, both come out right in expectation:
+stochastic rounding, as in "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,9 @@ _QUARTER = tl.constexpr(1024)
 class RoundingAdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW and its state, for weights of bf16 that lie row by row.
 
-    How a weight is rounded depends on its place among the weights and on the step alone: processes
-    that have the same gradients keep the same weights, and a resumed run goes on as it would have.
+    How a weight is rounded depends on its place among the weights and on the step alone, on no
+    seed: processes that have the same gradients keep the same weights, and a resumed run goes on as
+    it would have. amsgrad, maximize and rates that are tensors are not supported.
 
     As PyTorch's own, it divides gradients by `grad_scale` and does nothing where `found_inf` is 1;
     both are tensors of one number on the GPU. Unlike that, it leaves the gradients as they are.
@@ -38,7 +39,7 @@ class RoundingAdamW(torch.optim.AdamW):
         first = 0
         for group in self.param_groups:
             weights = {
-                place: (weight, weight.grad.contiguous())
+                place: weight
                 for place, weight in enumerate(group["params"], first)
                 if weight.grad is not None
             }
@@ -47,8 +48,8 @@ class RoundingAdamW(torch.optim.AdamW):
             first += len(group["params"])
         return loss
 
-    def _step(self, group: dict[str, Any], weights: dict[int, tuple[Tensor, Tensor]]) -> None:
-        states = [self._state(weight) for weight, _ in weights.values()]
+    def _step(self, group: dict[str, Any], weights: dict[int, Tensor]) -> None:
+        states = [self._state(weight) for weight in weights.values()]
         zero = torch.zeros((), device=states[0]["step"].device)
         skips = zero if self.found_inf is None else self.found_inf
         scale = zero + 1 if self.grad_scale is None else self.grad_scale
@@ -58,11 +59,10 @@ class RoundingAdamW(torch.optim.AdamW):
         counted = torch.stack(steps)
         corrections = [1 - beta ** counted.double() for beta in group["betas"]]
         numbers = torch.stack([counted, *corrections], dim=1).float()
-        for at, state, of_weight in zip(weights.items(), states, numbers, strict=True):
-            place, (weight, gradient) = at
+        for (place, weight), state, of_weight in zip(weights.items(), states, numbers, strict=True):
             _kernel[(triton.cdiv(weight.numel(), 4 * _QUARTER.value),)](
                 weight,
-                gradient,
+                weight.grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
                 of_weight,
@@ -134,5 +134,6 @@ def _kernel(
         square = square * beta2 + gradient * gradient * (1 - beta2)
         weight -= rate / of_mean * mean / (tl.sqrt(square) / of_square + epsilon)
         tl.store(weights + at, _rounded(weight, bits & 0xFFFF), within)
+        # It changes by a tenth each step: the nearest is near enough.
         tl.store(means + at, mean.to(tl.bfloat16), within)
         tl.store(squares + at, _rounded(square, bits >> 16), within)

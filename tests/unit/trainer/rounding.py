@@ -50,6 +50,67 @@ def take(gradients: list[float], rate: float, scale: float = 1.0) -> Steps:
     return Steps(*map(flat, (weights, exact, nearest, squares, exact_squares)))
 
 
+def step(groups: list[float], size: float, rate: float) -> list[tuple[Tensor, Tensor]]:
+    """Return weights and what float32 has, group by group, after a step with random gradients.
+
+    `groups` are weight decays, `size` is the gradients' scale. All groups begin with the same.
+    """
+    weights = [[copied(weight, torch.bfloat16) for weight in made()] for _ in groups]
+    exact = [[copied(weight, torch.float32) for weight in group] for group in weights]
+    torch.manual_seed(1)
+    gradients = [torch.randn_like(weight) * size for weight in weights[0]]
+    for kind, all_groups in ((RoundingAdamW, weights), (torch.optim.AdamW, exact)):
+        named = [
+            {"params": group, "weight_decay": decay}
+            for group, decay in zip(all_groups, groups, strict=True)
+        ]
+        for group in all_groups:
+            for weight, gradient in zip(group, gradients, strict=True):
+                weight.grad = gradient.to(weight.dtype)
+        kind(named, lr=rate, fused=True).step()
+    return [(flat(group), flat(other)) for group, other in zip(weights, exact, strict=True)]
+
+
+def patterns() -> list[Tensor]:
+    """Return what was rounded up, each time of as many as a quarter of a block.
+
+    Two quarters of a block, a block after it, another weight, their second moments, and the first
+    after another step.
+    """
+    size = 1024
+    weights = [nn.Parameter(torch.full((5 * size,), 0.02, dtype=torch.bfloat16)) for _ in range(2)]
+    optimizer = RoundingAdamW(weights, lr=6e-5, weight_decay=0.0, fused=True)
+    found = []
+    before = weights[0].detach().clone()
+    for weight in weights:
+        # Of its second moment's last bit, half is cut off.
+        weight.grad = torch.full_like(weight, -0.3007812)
+    optimizer.step()
+    first = weights[0] != before
+    squares = optimizer.state[weights[0]]["exp_avg_sq"]
+    found += [first[:size], first[size : 2 * size], first[4 * size :]]
+    found += [(weights[1] != before)[:size], (squares == squares.max())[:size]]
+    before = weights[0].detach().clone()
+    optimizer.step()
+    found.append((weights[0] != before)[:size])
+    return found
+
+
+def partly() -> tuple[list[Tensor], list[Tensor]]:
+    """Return the weights after a step of all, and after one without a gradient for the second."""
+    found = []
+    for second in (True, False):
+        weights = [copied(weight, torch.bfloat16) for weight in made()]
+        for place, weight in enumerate(weights):
+            if second or place != 1:
+                weight.grad = torch.full_like(weight, 0.5)
+        optimizer = RoundingAdamW(weights, lr=1e-4, fused=True)
+        optimizer.step()
+        assert len(optimizer.state) == 2 + second
+        found.append([weight.detach() for weight in weights])
+    return found[0], found[1]
+
+
 def skip() -> list[tuple[Tensor, Tensor]]:
     """Return all that a step with `found_inf` might change, before and after it."""
     weights, optimizer = started()
