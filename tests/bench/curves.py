@@ -6,17 +6,20 @@ the same sums in another order. Run it on a GPU machine, with what `tests/demo/p
 makes:
 
     PYTHONPATH=tests python -m bench.curves ~/.cache/finetune-operator/demo --output curves.json
+
+Each run has a process of its own: Liger replaces functions of Transformers. With `--kind` a run is
+made alone, for one on a CPU, say.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +29,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from bench.gpu_cases import command, quantised
+from bench.gpu_cases import command, prepare, quantised
 from bench.gpu_models import read_rows
 from demo.prepare_demo import DATA, MODEL
 from finetune_api import names
-from finetune_operator.planning import Inventory, make_plan
+from finetune_api.trainer import TrainerConfig
 from finetune_trainer.data.dataset import EVAL, TRAIN, load_rows
 from unit.trainer.builders import make_config
 
 BATCH, RANK, WINDOW = 8, 16, 20
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+REFERENCES = {"lora": "bare", "qlora": "bare", "full": "float32"}
+"""What the others are held against. In bf16 bare TRL loses most of what all weights would learn."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Run:
     adapter: str
     kind: str
     """ours, or float8 of ours; bare, or liger, autocast (weights in float32) or float32 of bare."""
+
+    @property
+    def name(self) -> str:
+        """Name for people, and of its folder."""
+        return f"{self.adapter} {self.kind}"
 
 
 RUNS = [
@@ -82,13 +92,30 @@ def _means(losses: list[float]) -> list[float]:
     return [sum(losses[start : start + WINDOW]) / WINDOW for start in range(max(1, last))]
 
 
+def train(run: Run, folder: Path, steps: int) -> Curve:
+    """Train in this process."""
+    kind = ours if run.kind in {"ours", "float8"} else bare
+    return kind(run, folder, steps)
+
+
 def ours(run: Run, folder: Path, steps: int) -> Curve:
     """Train by prepare and run, with the plan that the operator would make."""
-    root = folder / f"{run.adapter}-{run.kind}"
+    root = _root(folder, run)
+    command("run", prepare(_config(run, steps), folder, root), folder, root)
+    logged = read_rows(root / "workspace/metrics.jsonl")
+    held_out = [entry["eval_loss"] for entry in logged if "eval_loss" in entry]
+    return Curve([entry["loss"] for entry in logged if "loss" in entry], held_out[-1])
+
+
+def _root(folder: Path, run: Run) -> Path:
+    root = folder / run.name.replace(" ", "-")
     for name in ("workspace", "output"):
         (root / name).mkdir(parents=True)
-    cuda = torch.cuda.is_available()
-    config = make_config(
+    return root
+
+
+def _config(run: Run, steps: int) -> TrainerConfig:
+    return make_config(
         model={"source": f"pvc://models/{MODEL}"},
         dataset={"source": f"pvc://data/{DATA}", "evalFraction": 0.1},
         adapter={"type": run.adapter} | ({} if run.adapter == "full" else {"lora": _LORA}),
@@ -100,19 +127,10 @@ def ours(run: Run, folder: Path, steps: int) -> Curve:
             "scheduler": "constant",
             "warmupRatio": 0,
             "gradientCheckpointing": "none",
-            "compile": "always" if cuda else "never",
+            "compile": "always" if torch.cuda.is_available() else "never",
             "precision": "float8" if run.kind == "float8" else "bf16",
         },
     )
-    facts = command("prepare", config.to_json(), folder, root).preparation
-    if facts is None:
-        raise ValueError("prepare returned no facts")
-    plan = make_plan(config.spec, facts, Inventory())
-    body = config.to_json() | {"plan": plan.to_json(), "preparation": facts.to_json()}
-    command("run", body, folder, root)
-    logged = read_rows(root / "workspace/metrics.jsonl")
-    held_out = [entry["eval_loss"] for entry in logged if "eval_loss" in entry]
-    return Curve([entry["loss"] for entry in logged if "loss" in entry], held_out[-1])
 
 
 _IGNORED = -100
@@ -120,9 +138,11 @@ _LORA = {"rank": RANK, "alpha": 2 * RANK}
 
 
 def bare(run: Run, folder: Path, steps: int) -> Curve:
-    """Train with TRL alone, on the rows that ours was trained on."""
+    """Train with TRL alone, on the rows that preparation makes for ours."""
     source = folder / "sources/pvc/models" / MODEL
-    data = folder / f"{run.adapter}-ours/workspace/data"
+    root = _root(folder, run)
+    prepare(_config(run, steps), folder, root)
+    data = root / "workspace/data"
     adapter = LoraConfig(
         task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"
     )
@@ -135,7 +155,7 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
             **quantised(run.adapter),
         ),
         args=SFTConfig(
-            output_dir=str(folder / "bare"),
+            output_dir=str(root / "output"),
             max_steps=steps,
             learning_rate=RATES[run.adapter],
             lr_scheduler_type="constant",
@@ -179,6 +199,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.curves", description=__doc__)
     parser.add_argument("folder", type=Path, help="with the demo's model and data")
     parser.add_argument("--adapter", choices=RATES, help="only runs with this one")
+    parser.add_argument("--kind", choices={run.kind for run in RUNS}, help="only runs of this kind")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=3600, help="start no run after that")
     parser.add_argument("--output", type=Path, required=True, help="write all losses there")
@@ -186,40 +207,43 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     if not torch.cuda.is_available():
         os.environ[names.DEVICE_ENV] = "cpu"
-    curves: dict[str, Curve] = {}
+    curves: dict[Run, Curve] = {}
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes,
+    ):
         folder = Path(name)
         for kind, target in (("models", MODEL), ("data", DATA)):
             (folder / "sources/pvc" / kind).mkdir(parents=True)
             (folder / "sources/pvc" / kind / target).symlink_to((options.folder / target).resolve())
         for run in RUNS:
-            if options.adapter not in {None, run.adapter}:
+            if options.adapter not in {None, run.adapter} or options.kind not in {None, run.kind}:
                 continue
             if time.monotonic() - started > options.seconds:
                 break
-            torch.compiler.reset()
-            train: Callable[..., Curve] = ours if run.kind in {"ours", "float8"} else bare
-            curve = train(run, folder, options.steps)
-            curves[f"{run.adapter} {run.kind}"] = curve
-            print(f"{run}: held out {curve.held_out:.4f}", flush=True)
-            options.output.write_text(json.dumps({key: vars(each) for key, each in curves.items()}))
-    print("\n".join(starmap(_row, _pairs(curves))))
+            curves[run] = processes.submit(train, run, folder, options.steps).result()
+            print(f"{run.name}: held out {curves[run].held_out:.4f}", flush=True)
+            options.output.write_text(
+                json.dumps({each.name: vars(curve) for each, curve in curves.items()})
+            )
+    print("| | distance | of | held-out loss | of that |\n|---|---|---|---|---|")
+    print("\n".join(_rows(curves)))
     return 0
 
 
-def _pairs(curves: dict[str, Curve]) -> list[tuple[str, Curve, Curve]]:
-    found = []
-    for name, curve in curves.items():
-        reference = curves.get(f"{name.split()[0]} bare")
-        if reference is not None and not name.endswith("bare"):
-            found.append((name, curve, reference))
-    return found
-
-
-def _row(name: str, curve: Curve, reference: Curve) -> str:
-    cells = [name, f"{curve.distance(reference):.4f}", f"{curve.held_out:.4f}"]
-    return f"| {' | '.join([*cells, f'{reference.held_out:.4f}'])} |"
+def _rows(curves: dict[Run, Curve]) -> list[str]:
+    rows = []
+    for run, curve in curves.items():
+        reference = Run(run.adapter, REFERENCES[run.adapter])
+        other = curves.get(reference)
+        if other is None or run == reference:
+            continue
+        distance = f"{curve.distance(other):.4f}"
+        held_out = f"{curve.held_out:.4f} | {other.held_out:.4f}"
+        rows.append(f"| {run.name} | {distance} | {reference.name} | {held_out} |")
+    return rows
 
 
 if __name__ == "__main__":

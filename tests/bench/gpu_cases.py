@@ -36,7 +36,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from bench import gpu_models
 from finetune_api.metrics import SECONDS
 from finetune_api.status import Plan
-from finetune_api.trainer import Result
+from finetune_api.trainer import Result, TrainerConfig
 from finetune_operator.planning import Inventory, make_plan
 from finetune_trainer import cli
 from unit.trainer.builders import make_config
@@ -129,14 +129,10 @@ def run_ours(case: Case, folder: Path, *options: str) -> dict[str, Any]:
     model = gpu_models.save(case.model, folder / "sources/pvc/models")
     (root / "workspace/model").symlink_to(model)
     write_data(case, folder)
-    config = make_config(**_spec(case))
-    preparation = command("prepare", config.to_json(), folder, root).preparation
-    if preparation is None:
-        raise ValueError("prepare returned no facts")
-    plan = make_plan(config.spec, preparation, Inventory())
-    body = config.to_json() | {"plan": plan.to_json(), "preparation": preparation.to_json()}
+    planned = prepare(make_config(**_spec(case)), folder, root)
+    plan = Plan.model_validate(planned["plan"])
     clock = _clock()
-    result = command("run", body, folder, root, *options)
+    result = command("run", planned, folder, root, *options)
     logged = gpu_models.read_rows(root / "workspace/metrics.jsonl")
     steps = [entry for entry in logged if "loss" in entry]
     losses = [entry["loss"] for entry in steps]
@@ -145,7 +141,7 @@ def run_ours(case: Case, folder: Path, *options: str) -> dict[str, Any]:
         **clock.measured(case),
         "planned": plan.memory.total,
         "memory": plan.memory.to_json(),
-        "preparation": preparation.to_json(),
+        "preparation": planned["preparation"],
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "verdict": result.stability.verdict if result.stability else "",
@@ -199,6 +195,15 @@ def _spec(case: Case) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def prepare(config: TrainerConfig, folder: Path, root: Path) -> dict[str, Any]:
+    """Prepare and plan as the operator would; returns what `run` is given."""
+    facts = command("prepare", config.to_json(), folder, root).preparation
+    if facts is None:
+        raise ValueError("prepare returned no facts")
+    plan = make_plan(config.spec, facts, Inventory())
+    return config.to_json() | {"plan": plan.to_json(), "preparation": facts.to_json()}
 
 
 def command(name: str, body: dict[str, Any], folder: Path, root: Path, *options: str) -> Result:
@@ -316,7 +321,10 @@ class _Clock(TrainerCallback):
             self.ends.append((time.monotonic(), state.num_input_tokens_seen))
 
     def measured(self, case: Case) -> dict[str, Any]:
-        """Return the median seconds of a step from the third on, tokens/s, and peak memory."""
+        """Return the median seconds of a step from the third on, tokens/s, and peak memory.
+
+        Packed rows differ in tokens: there tokens/s are those of all these steps.
+        """
         steps = [b[0] - a[0] for a, b in zip(self.ends, self.ends[1:], strict=False)]
         seen = [b[1] - a[1] for a, b in zip(self.ends, self.ends[1:], strict=False)]
         # The first compile, or warm caches up.

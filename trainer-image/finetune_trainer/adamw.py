@@ -1,4 +1,4 @@
-"""AdamW for weights of bf16 that are rounded up or down at random, in one pass over the memory.
+"""AdamW that rounds weights of bf16 up or down at random.
 
 Weights of bf16 have 8 significant bits. What a step changes is mostly less than half of the last
 one, and is lost when rounded to the nearest; so is the decay of the second moment, 0.1 % a step.
@@ -6,31 +6,45 @@ Rounded at random, up with a probability of how near that is, both come out righ
 stochastic rounding, as in "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+from torch.optim.adamw import adamw
 
-_QUARTER = tl.constexpr(1024)
-"""Elements of a block for each of the four random numbers that are drawn at once."""
+
+def can_round(weight: Tensor) -> bool:
+    """Tell whether a weight is in bf16, row by row, on a GPU: what the kernel is for."""
+    return weight.is_cuda and weight.dtype is torch.bfloat16 and weight.is_contiguous()
 
 
 class RoundingAdamW(torch.optim.AdamW):
-    """PyTorch's fused AdamW and its state, for weights of bf16 that lie row by row.
+    """PyTorch's fused AdamW and its state; weights that can be, and their second moment, rounded.
 
     How a weight is rounded depends on its place among the weights and on the step alone, on no
     seed: processes that have the same gradients keep the same weights, and a resumed run goes on as
-    it would have. amsgrad, maximize and rates that are tensors are not supported.
+    it would have. All other weights take PyTorch's own step.
 
     As PyTorch's own, it divides gradients by `grad_scale` and does nothing where `found_inf` is 1;
-    both are tensors of one number on the GPU. Unlike that, it leaves the gradients as they are.
+    both are tensors of one number on the GPU. Unlike that, it leaves the gradients of rounded
+    weights as they are.
+
+    Raises ValueError for amsgrad, maximize, and rates that are tensors.
     """
 
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+
+    def __init__(self, weights: Iterable[Any], **options: Any) -> None:
+        super().__init__(weights, **{**options, "fused": True})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take weights with options of their own."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["amsgrad"] or group["maximize"] or isinstance(group["lr"], Tensor):
+            raise ValueError("RoundingAdamW has no amsgrad, maximize, or rate that is a tensor")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -38,17 +52,28 @@ class RoundingAdamW(torch.optim.AdamW):
         loss = None if closure is None else torch.enable_grad()(closure)()
         first = 0
         for group in self.param_groups:
-            weights = {
-                place: weight
-                for place, weight in enumerate(group["params"], first)
-                if weight.grad is not None
-            }
-            if weights:
-                self._step(group, weights)
+            rounded: dict[int, Tensor] = {}
+            others: list[Tensor] = []
+            for place, weight in enumerate(group["params"], first):
+                if weight.grad is None:
+                    continue
+                if can_round(weight):
+                    rounded[place] = weight
+                else:
+                    others.append(weight)
+            if rounded:
+                self._round(group, rounded)
+            if others:
+                self._step_others(group, others)
             first += len(group["params"])
         return loss
 
-    def _step(self, group: dict[str, Any], weights: dict[int, Tensor]) -> None:
+    def _round(self, group: dict[str, Any], weights: dict[int, Tensor]) -> None:
+        # Triton is where GPUs are.
+        import triton
+
+        from finetune_trainer import adamw_kernel as kernel
+
         states = [self._state(weight) for weight in weights.values()]
         zero = torch.zeros((), device=states[0]["step"].device)
         skips = zero if self.found_inf is None else self.found_inf
@@ -60,8 +85,9 @@ class RoundingAdamW(torch.optim.AdamW):
         corrections = [1 - beta ** counted.double() for beta in group["betas"]]
         numbers = torch.stack([counted, *corrections], dim=1).float()
         for (place, weight), state, of_weight in zip(weights.items(), states, numbers, strict=True):
-            _kernel[(triton.cdiv(weight.numel(), 4 * _QUARTER.value),)](
+            kernel.step[(triton.cdiv(weight.numel(), 4 * kernel.QUARTER.value),)](
                 weight,
+                # Autograd lays it out as the weight.
                 weight.grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
@@ -77,6 +103,28 @@ class RoundingAdamW(torch.optim.AdamW):
                 num_warps=8,
             )
 
+    def _step_others(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        states = [self._state(weight) for weight in weights]
+        beta1, beta2 = group["betas"]
+        adamw(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            grad_scale=self.grad_scale,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
     def _state(self, weight: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[weight]
         if not state:
@@ -84,56 +132,3 @@ class RoundingAdamW(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(weight)
             state["exp_avg_sq"] = torch.zeros_like(weight)
         return state
-
-
-@triton.jit
-def _rounded(number: tl.tensor, bits: tl.tensor) -> tl.tensor:
-    """Round float32 to bf16 by 16 random bits: added to what is cut off, they may carry over."""
-    sums = number.to(tl.uint32, bitcast=True) + bits
-    whole = (sums & 0xFFFF0000).to(tl.float32, bitcast=True)
-    # What is no number would become one.
-    return tl.where(number == number, whole, number).to(tl.bfloat16)  # noqa: PLR0124
-
-
-@triton.jit(do_not_specialize=["place"])
-def _kernel(
-    weights: tl.tensor,
-    gradients: tl.tensor,
-    means: tl.tensor,
-    squares: tl.tensor,
-    numbers: tl.tensor,
-    scale: tl.tensor,
-    skips: tl.tensor,
-    place: tl.tensor,
-    size: tl.tensor,
-    rate: tl.tensor,
-    decay: tl.tensor,
-    beta1: tl.tensor,
-    beta2: tl.tensor,
-    epsilon: tl.tensor,
-) -> None:
-    """Compute in float32 what torch.optim.AdamW documents, and round the results."""
-    if tl.load(skips) != 0:
-        return
-    step = tl.load(numbers)
-    of_mean = tl.load(numbers + 1)
-    of_square = tl.sqrt(tl.load(numbers + 2))
-    scaled = 1 / tl.load(scale)
-    block = tl.program_id(0)
-    lanes = tl.arange(0, _QUARTER)
-    drawn = tl.randint4x((step.to(tl.int64) << 32) | place, block * _QUARTER + lanes)
-    for quarter in tl.static_range(4):
-        bits = drawn[quarter].to(tl.uint32, bitcast=True)
-        at = (block.to(tl.int64) * 4 + quarter) * _QUARTER + lanes
-        within = at < size
-        gradient = tl.load(gradients + at, within).to(tl.float32) * scaled
-        mean = tl.load(means + at, within).to(tl.float32)
-        square = tl.load(squares + at, within).to(tl.float32)
-        weight = tl.load(weights + at, within).to(tl.float32) * (1 - rate * decay)
-        mean += (gradient - mean) * (1 - beta1)
-        square = square * beta2 + gradient * gradient * (1 - beta2)
-        weight -= rate / of_mean * mean / (tl.sqrt(square) / of_square + epsilon)
-        tl.store(weights + at, _rounded(weight, bits & 0xFFFF), within)
-        # It changes by a tenth each step: the nearest is near enough.
-        tl.store(means + at, mean.to(tl.bfloat16), within)
-        tl.store(squares + at, _rounded(square, bits >> 16), within)

@@ -1,23 +1,39 @@
-"""Steps of RoundingAdamW on this machine's CPU, by Triton's interpreter, beside PyTorch's AdamW.
+"""Steps of RoundingAdamW beside PyTorch's AdamW: on a GPU, or on the CPU by Triton's interpreter.
 
 Triton decides when it is imported whether it interprets: these run in a process of their own.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from finetune_trainer import adamw
 from finetune_trainer.adamw import RoundingAdamW
 
 SHAPES = [(70, 100), (33,), (1, 5)]
 """One takes more than a block, and none fills its last."""
 
 
-@dataclass(frozen=True)
-class Steps:
+def begin() -> None:
+    """Use the GPU; without one, have the interpreter round what is in bf16 on the CPU."""
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    else:
+        adamw.can_round = lambda weight: weight.dtype is torch.bfloat16
+
+
+def run(function: Callable[..., Any], *options: Any) -> Any:
+    """Return what the function does, on the CPU."""
+    return tree_map(
+        lambda part: part.cpu() if isinstance(part, Tensor) else part, function(*options)
+    )
+
+
+class Steps(NamedTuple):
     """What both came to, all weights in a row."""
 
     rounded: Tensor
@@ -111,6 +127,53 @@ def partly() -> tuple[list[Tensor], list[Tensor]]:
     return found[0], found[1]
 
 
+def take_with(betas: tuple[float, float], epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return weights, and what float32 has, after three steps with these options."""
+    options: dict[str, Any] = {"lr": 0.01, "betas": betas, "eps": epsilon, "fused": True}
+    weights = [copied(weight, torch.bfloat16) for weight in made()]
+    exact = [copied(weight, torch.float32) for weight in weights]
+    optimizers = RoundingAdamW(weights, **options), torch.optim.AdamW(exact, **options)
+    for gradient in (1.0, 0.25, -0.5):
+        for weight in (*weights, *exact):
+            weight.grad = torch.full_like(weight, gradient)
+        for optimizer in optimizers:
+            optimizer.step()
+    return flat(weights), flat(exact)
+
+
+def mixed() -> tuple[list[Tensor], list[Tensor]]:
+    """Return all there is of a weight in float32 beside one in bf16, and of one in AdamW.
+
+    After a step with scaled gradients, and one to be skipped.
+    """
+    found: list[list[Tensor]] = []
+    for kind in (RoundingAdamW, torch.optim.AdamW):
+        weight, other = copied(made()[0], torch.float32), copied(made()[1], torch.bfloat16)
+        optimizer: Any = kind([other, weight], lr=0.001, fused=True)
+        optimizer.grad_scale = torch.tensor(2.0)
+        for skipped in (0.0, 1.0):
+            optimizer.found_inf = torch.tensor(skipped)
+            weight.grad = torch.full_like(weight, 0.3)
+            other.grad = torch.full_like(other, 0.3)
+            optimizer.step()
+        found.append(parts([weight], optimizer))
+    return found[0], found[1]
+
+
+def take_over() -> dict[str, Tensor]:
+    """Return what is remembered of a weight after PyTorch's step, its state dict, and ours."""
+    weight = copied(made()[0], torch.bfloat16)
+    optimizer: Any = torch.optim.AdamW([weight], lr=0.001, fused=True)
+    for kind in (torch.optim.AdamW, RoundingAdamW):
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer = kind([weight], lr=0.001, fused=True)
+        optimizer.load_state_dict(state)
+        weight.grad = torch.full_like(weight, 0.5)
+        optimizer.step()
+    remembered: dict[str, Tensor] = optimizer.state[weight]
+    return remembered
+
+
 def skip() -> list[tuple[Tensor, Tensor]]:
     """Return all that a step with `found_inf` might change, before and after it."""
     weights, optimizer = started()
@@ -169,7 +232,7 @@ def copied(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(weight.detach().clone().to(dtype))
 
 
-def parts(weights: list[nn.Parameter], optimizer: RoundingAdamW) -> list[Tensor]:
+def parts(weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return the weights and all that the optimizer remembers of them."""
     remembered: list[dict[str, Any]] = [optimizer.state[weight] for weight in weights]
     return [*(weight.detach() for weight in weights), *(p for s in remembered for p in s.values())]

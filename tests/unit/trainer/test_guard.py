@@ -46,16 +46,16 @@ def _job(
     )
 
 
-def _weights_are_finite(monkeypatch: pytest.MonkeyPatch, *, can_skip: bool = True) -> list[bool]:
+def _weights_are_finite(monkeypatch: pytest.MonkeyPatch, *, scales: bool = True) -> list[bool]:
     """Return a list that grows by one entry per optimizer step that ran.
 
-    `can_skip` says whether the optimizer is one that leaves weights alone when it is told to.
+    `scales` says whether the optimizer is one that leaves weights alone when it is told to.
     """
     seen: list[bool] = []
     original = sft.ResumableSftTrainer._get_grad_norm
 
     def watching(trainer: Any, model: Any, grad_norm: Any = None) -> Any:
-        assert trainer.optimizer_scales == can_skip
+        assert trainer.optimizer_scales == scales
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         seen.append(all(bool(weight.isfinite().all()) for weight in weights))
         return original(trainer, model, grad_norm)
@@ -72,7 +72,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
 ) -> None:
     config = _job(site, extra={"optim": optimizer})
     break_loss(monkeypatch, [step], change)
-    finite = _weights_are_finite(monkeypatch, can_skip=optimizer == "adamw_torch_fused")
+    finite = _weights_are_finite(monkeypatch, scales=optimizer == "adamw_torch_fused")
     assert run_here(site, config) == 0
     assert finite == [True] * 10
     result = site.result()

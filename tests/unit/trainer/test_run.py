@@ -6,11 +6,13 @@ import time
 import urllib.request
 from typing import Any
 
+import pytest
 import torch
 
 from finetune_api.trainer import ProgressReport
 from unit.trainer.builders import chat_rows, make_config, make_plan
 from unit.trainer.conftest import Site
+from unit.trainer.faults import run_here
 from unit.trainer.processes import start_trainer
 
 PROMPT = "What is 3 plus 1?"
@@ -101,6 +103,22 @@ def test_qlora_trains_a_quantised_base_and_merges_into_the_whole_one(site: Site)
     assert site.run(config) == 0
     merged = load_file(site.artifact / "merged/model.safetensors")
     assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("adapter", "is_told"), [("lora", False), ("qlora", True)])
+def test_where_trained_weights_are_in_bf16_the_optimizer_is_asked_how_it_rounds(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    adapter: str,
+    is_told: bool,
+) -> None:
+    # On the CPU none can be rounded at random.
+    monkeypatch.setenv("FINETUNE_DEVICE", "cpu")
+    assert run_here(site, site.job(make_plan(), adapter={"type": adapter})) == 0
+    told = "AdamW may round weights of bf16 to the nearest: small changes are lost"
+    assert (told in caplog.messages) == is_told
 
 
 def test_a_plan_for_shorter_rows_cuts_them(site: Site) -> None:

@@ -24,7 +24,8 @@ class StepClock:
     What runs at the same time cannot be told apart. DDP and FSDP reduce gradients during the
     backward pass: "backward" has what that makes it longer, and the wait for the slowest process.
     FSDP and ZeRO-3 gather weights in "forward" and "backward" alike, and DeepSpeed clips and steps
-    in "backward". "sync" is what comes after: the gradient's norm and clipping.
+    in "backward". "sync" is what comes after: the gradient's norm, and clipping where that is not
+    done by the optimizer.
 
     A process measures from the end of its first step: that one warms caches up and compiles.
     Evaluations and checkpoints belong to no step.

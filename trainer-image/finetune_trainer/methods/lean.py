@@ -6,19 +6,15 @@ them. And it asks the GPU for a number after each backward pass, while the rest 
 to be given to it.
 """
 
-import logging
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-log = logging.getLogger(__name__)
-
-_OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
-"""They clip and drop gradients themselves."""
+OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
+"""They clip and drop gradients themselves, and step with float32 copies of weights."""
 
 
 class LeanTrainer:
@@ -26,6 +22,11 @@ class LeanTrainer:
 
     _uncounted: Tensor | None = None
     """Tokens of this process's micro-batches that the state does not count yet."""
+
+    @property
+    def has_own_ways(self: Any) -> bool:
+        """Whether gradients are left to FSDP or DeepSpeed."""
+        return self.accelerator.distributed_type in OWN_WAYS
 
     @property
     def torch_optimizer(self: Any) -> Any:
@@ -38,28 +39,10 @@ class LeanTrainer:
 
         PyTorch's fused ones do, for gradient scaling: by `grad_scale`, and where `found_inf` is 1.
         """
-        if self.accelerator.distributed_type in _OWN_WAYS:
+        if self.has_own_ways:
             return False
         # PyTorch's own mark of them, which its gradient scaler asks for.
         return bool(getattr(self.torch_optimizer, "_step_supports_amp_scaling", False))
-
-    def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, Any]:
-        """Return the optimizer and its options: AdamW that rounds at random for a model in bf16.
-
-        Adapters are hundreds of small weights, which PyTorch's own takes together.
-        """
-        kind, options = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
-        is_whole = self.accelerator.distributed_type not in _OWN_WAYS
-        if is_whole and not hasattr(self.model, "peft_config"):
-            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            is_fused = kind is torch.optim.AdamW and options.get("fused")
-            if is_fused and all(map(is_rounded, trained)):
-                from finetune_trainer.adamw import RoundingAdamW
-
-                kind = RoundingAdamW
-            elif any(weight.dtype is torch.bfloat16 for weight in trained):
-                log.warning("weights are rounded to the nearest in bf16: small changes are lost")
-        return kind, options
 
     def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward and backward with one micro-batch."""
@@ -67,7 +50,7 @@ class LeanTrainer:
             # A new adapter's model says that it trains while the model within, as loaded, does not.
             self.model.train()
             self.model.train = partial(_train, self.model)
-            if self.accelerator.distributed_type not in _OWN_WAYS:
+            if not self.has_own_ways:
                 model.zero_grad = self.optimizer.zero_grad
         if self.accelerator.distributed_type is DistributedType.FSDP:
             # With a copy on each node: only the sums of a whole step pass between nodes.
@@ -95,7 +78,7 @@ class LeanTrainer:
             self._uncounted = None
 
     def _clip_grad_norm(self: Any, model: Any) -> Any:
-        if self.accelerator.distributed_type in _OWN_WAYS:
+        if self.has_own_ways:
             return super()._clip_grad_norm(model)  # type: ignore[misc]
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         limit = self.args.max_grad_norm
@@ -105,11 +88,6 @@ class LeanTrainer:
         # As torch.nn.utils.clip_grad_norm_ clips, without another walk through all gradients.
         self.torch_optimizer.grad_scale = ((norm.float() + 1e-6) / limit).clamp(min=1)
         return norm
-
-
-def is_rounded(weight: Tensor) -> bool:
-    """Tell whether a weight is on a GPU, in bf16, row by row: what RoundingAdamW is for."""
-    return weight.is_cuda and weight.dtype is torch.bfloat16 and weight.is_contiguous()
 
 
 def _train(model: Any, mode: bool = True) -> Any:
