@@ -15,7 +15,7 @@ import yaml
 
 from devcluster import binaries, dns, kwok, node, node_config, settings
 from devcluster.layout import ClusterError, Layout
-from devcluster.processes import Daemons, is_running
+from devcluster.processes import Daemons, command_line, is_running
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -24,6 +24,12 @@ SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 def daemons(tmp_path: Path) -> Iterator[Daemons]:
     started = Daemons(tmp_path)
     started.start("sleeper", SLEEPER)
+    record = started.record("sleeper")
+    assert record is not None
+    # In the middle of its exec it has no command line.
+    started.wait(
+        "sleeper", lambda: command_line(record.pid) == SLEEPER, seconds=30, what="executed"
+    )
     yield started
     started.stop("sleeper")
 
