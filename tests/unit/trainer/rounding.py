@@ -127,18 +127,24 @@ def partly() -> tuple[list[Tensor], list[Tensor]]:
     return found[0], found[1]
 
 
-def take_with(betas: tuple[float, float], epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return weights, and what float32 has, after three steps with these options."""
+def take_with(betas: tuple[float, float], epsilon: float) -> list[tuple[Tensor, Tensor]]:
+    """Return weights and moments, and what float32 has, after three steps with these options."""
     options: dict[str, Any] = {"lr": 0.01, "betas": betas, "eps": epsilon, "fused": True}
     weights = [copied(weight, torch.bfloat16) for weight in made()]
     exact = [copied(weight, torch.float32) for weight in weights]
     optimizers = RoundingAdamW(weights, **options), torch.optim.AdamW(exact, **options)
-    for gradient in (1.0, 0.25, -0.5):
+    for gradient in (1.0, 0.25, 0.5):
         for weight in (*weights, *exact):
             weight.grad = torch.full_like(weight, gradient)
         for optimizer in optimizers:
             optimizer.step()
-    return flat(weights), flat(exact)
+    found = [(flat(weights), flat(exact))]
+    for moment in ("exp_avg", "exp_avg_sq"):
+        ours, theirs = (
+            flat([state[moment] for state in optimizer.state.values()]) for optimizer in optimizers
+        )
+        found.append((ours, theirs))
+    return found
 
 
 def mixed() -> tuple[list[Tensor], list[Tensor]]:

@@ -107,9 +107,11 @@ def test_what_is_no_number_stays_none(apart: Apart) -> None:
 
 
 def test_the_options_are_those_of_pytorch(apart: Apart) -> None:
-    rounded, exact = apart(rounding.take_with, (0.8, 0.95), 0.5)
+    (rounded, exact), *moments = apart(rounding.take_with, (0.8, 0.95), 0.5)
     # Three roundings, and the first moment's: of 100 and more last bits that all have moved.
     assert ((rounded.float() - exact) / last_bit(exact).clamp(min=2**-13)).abs().max() < 5
+    for moment, of_float32 in moments:
+        assert moment.float().mean() == pytest.approx(float(of_float32.mean()), rel=0.005)
 
 
 def test_other_weights_take_the_step_of_pytorch(apart: Apart) -> None:
