@@ -163,6 +163,8 @@ def main() -> int:
     started = time.monotonic()
     if options.tiny:
         os.environ[names.DEVICE_ENV] = "cpu"
+    elif not torch.cuda.is_available():
+        sys.exit("bench.gpu: CUDA sees no GPU: run it where there is one, or try --tiny on a CPU.")
     rows = []
     with tempfile.TemporaryDirectory() as name, Workers.start() as workers:
         folder = Path(name)

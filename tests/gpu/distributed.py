@@ -3,7 +3,7 @@
 Strategy hsdp takes 4 GPUs, as two pods on one machine, and is left out where there are fewer. Run
 it on a machine with 2 or 4 GPUs, from the root of the checkout, with the trainer's packages:
 
-    PYTHONPATH=crds:trainer-image:tests python tests/gpu/distributed.py [STRATEGY ...]
+    PYTHONPATH=crds:trainer-image:tests .venv/bin/python tests/gpu/distributed.py [STRATEGY ...]
 
 It ends with exit code 1 when a run fails, does not resume to the same losses, or differs from DDP.
 """

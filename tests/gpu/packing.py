@@ -3,7 +3,7 @@
 Run it on a machine with a GPU, from the root of the checkout, with the trainer's packages (on a
 CPU it does the same with a tiny model and SDPA):
 
-    PYTHONPATH=crds:trainer-image:tests python tests/gpu/packing.py
+    PYTHONPATH=crds:trainer-image:tests .venv/bin/python tests/gpu/packing.py
 
 It ends with exit code 1 when loss or gradients differ, when documents that see each other would
 not be noticed, or when a second micro-batch makes the compiler work again.
@@ -32,7 +32,7 @@ from unit.trainer.builders import make_config, make_plan, save_tokenizer, write_
 
 CUDA = torch.cuda.is_available()
 LENGTH, DOCUMENTS, STEPS = (4096, 400, 8) if CUDA else (512, 60, 2)
-LIMITS = {"bf16": (0.001, 0.25), "float32": (1e-5, 0.001)}
+LIMITS = {"bf16": (0.001, 0.25 if CUDA else 0.05), "float32": (1e-5, 0.001)}
 """Relative differences of loss and gradient: sums are made in another order. Compiled layers also
 round at other places than those that run the documents alone: in bf16 only the loss, and documents
 that see each other, tell much; float32 proves that they do not."""
@@ -105,6 +105,8 @@ def make_trainer(root: Path, case: Case) -> Any:
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     trainer = build(config, plan, paths, ProgressBoard(), Device(cuda=CUDA, dtype=dtype)).trainer
     trainer.model.train()
+    # A step asks it which weights there are.
+    trainer.create_optimizer()
     return trainer
 
 

@@ -113,7 +113,14 @@ def build(
     board.peak_tokens_per_second = flops_budget(config, device.name)
     log.info(
         "model is loaded",
-        extra=fields(device=str(trainer.args.device), dtype=str(device.dtype), rows=len(train)),
+        extra=fields(
+            device=str(trainer.args.device),
+            dtype=str(device.dtype),
+            precision=plan.precision,
+            compiled=plan.compile,
+            packed=config.spec.training.packing,
+            rows=len(train),
+        ),
     )
     return Training(
         config, plan, facts, paths, board, device, trainer, setup.tokenizer, metrics, checkpoints
@@ -291,7 +298,7 @@ class Training:
                 of_a_step=batch * arguments.world_size // group_size(self.config.spec),
             ),
             device=f"{count}{self.device.name}",
-            dtype=str(self.device.dtype).removeprefix("torch."),
+            dtype=_numbers(self.plan, self.device),
             tokens_per_second=self.board.tokens_per_second,
         )
 
@@ -342,3 +349,9 @@ class Training:
                 label, before, after = measure.meaning.label, measure.before, measure.after
                 text += f"; {label} {before:.4f} before, {after:.4f} after"
         return text
+
+
+def _numbers(plan: Plan, device: Device) -> str:
+    """Return the number formats of training, for people."""
+    whole = str(device.dtype).removeprefix("torch.")
+    return f"{whole} with frozen layers in float8" if plan.precision == "float8" else whole

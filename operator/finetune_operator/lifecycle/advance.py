@@ -13,6 +13,7 @@ from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_pr
 from finetune_operator.lifecycle.retry import next_start
 from finetune_operator.lifecycle.settle import SPEC_CHANGED, fail
 from finetune_operator.lifecycle.stability import show_stability
+from finetune_operator.planning import PlanInfeasibleError, check_product
 from finetune_operator.planning.quantity import GIB, from_gib, to_gib
 from finetune_operator.workloads import Launch
 
@@ -84,6 +85,13 @@ def _start(draft: Draft) -> None:
         draft.wake_at(due)
         return
     plan = draft.status.plan
+    if plan is None:
+        try:
+            check_product(draft.job.spec, draft.inventory)
+        except PlanInfeasibleError as error:
+            # The spec alone tells: nothing needs to be fetched for it.
+            fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
+            return
     launch = _launch(draft, trainer=plan is not None)
     if launch.number > 1 and not draft.confirmed:
         draft.confirm = True

@@ -75,9 +75,14 @@ def _adapters(spec: FineTuneJobSpec, plans: _Plans) -> Iterator[str]:
             continue
         adapter = {"type": kind, "lora": spec.adapter.lora}
         changed = spec.model_copy(update={"adapter": type(spec.adapter).model_validate(adapter)})
+        words = f"adapter type {kind}"
+        if spec.training.precision == "float8":
+            # Of the adapters only lora has it.
+            changed = _changed(changed, "training", precision="bf16")
+            words += " and training.precision bf16"
         fit = plans.fit(changed)
         if fit and (not found or fit.gpus < found[0][0]):
-            words = f"adapter type {kind} ({plans.smallest(changed, fit)})"
+            words = f"{words} ({plans.smallest(changed, fit)})"
             found.insert(0, (fit.gpus, words))
     yield from (words for _, words in found)
 

@@ -23,6 +23,9 @@ runs of several suites. Of float32 and float8 it is assumed; uncompiled float8 s
 each row in kernels of their own."""
 
 
+_UNFUSED: Final = "; without it quantising to float8 is not fused"
+
+
 @dataclass(frozen=True)
 class Compilation:
     """What compiling costs and saves."""
@@ -72,7 +75,8 @@ def compilation(
 def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate) -> str:
     """Return what decided for compiling or against it."""
     if spec.training.compile != "auto":
-        return f"Compile {spec.training.compile}: as asked for."
+        unfused = _UNFUSED if candidate.precision == "float8" and not candidate.compile else ""
+        return f"Compile {spec.training.compile}: as asked for{unfused}."
     number = candidate.precision
     found = compilation(spec, preparation, candidate.gpus, candidate.max_length, number)
     saved = "saved" if number == "bf16" else "assumed to be saved"
@@ -86,8 +90,7 @@ def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Can
         return f"Compile on: {sums}{spared}."
     if found.pays:
         return f"Compile off: layers as they are take less memory here; {sums}."
-    slower = "; without it quantising to float8 is not fused" if number == "float8" else ""
-    return f"Compile off: {sums}{slower}."
+    return f"Compile off: {sums}{_UNFUSED if number == 'float8' else ''}."
 
 
 def _in_words(seconds: float) -> str:

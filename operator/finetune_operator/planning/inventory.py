@@ -41,8 +41,11 @@ def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
 
 def check_product(spec: FineTuneJobSpec, inventory: Inventory) -> None:
     """Raise PlanInfeasibleError for a product on which the trainer cannot run, or for a part of a
-    product's name. One that is not known is taken as it is: there are new GPUs.
+    product's name. One that is not known is taken as it is: there are new GPUs. Without GPUs none
+    matters.
     """
+    if spec.resources.gpu.count == 0:
+        return
     name = spec.resources.gpu.product
     full_names = _full_names(name)
     if full_names and not any(node.product == name for node in inventory.nodes or ()):

@@ -1,6 +1,7 @@
 """A plan in words: its summary, why it is so, and why there is none."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Memory, Plan, Preparation
@@ -14,6 +15,9 @@ from finetune_operator.planning.inventory import USABLE
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.products import PRODUCTS
 from finetune_operator.planning.quantity import to_gib
+
+PACKING_OFF: Final = "Packing off:"
+"""Begins the reason that rows are padded."""
 
 
 def summarized(plan: Plan, adapter: str, gpu: str) -> Plan:
@@ -58,6 +62,25 @@ def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: floa
         *_strategy(spec, candidate),
         f"Micro-batch {candidate.micro_batch_size}: {micro_batch}.",
         f"Gradient checkpointing {candidate.checkpointing}: {checkpointing}.",
+        *_float8(spec),
+        *_packed(spec, candidate),
+    ]
+
+
+def _float8(spec: FineTuneJobSpec) -> list[str]:
+    if spec.training.precision != "float8":
+        return []
+    known = spec.resources.gpu.product in PRODUCTS
+    where = "" if known else ", which only GPUs of the Ada, Hopper and Blackwell generations have"
+    name = "" if known else ": name one in resources.gpu.product"
+    return [f"Precision float8: as asked for{where}{name}."]
+
+
+def _packed(spec: FineTuneJobSpec, candidate: Candidate) -> list[str]:
+    if not spec.training.packing:
+        return []
+    return [
+        f"Packing on: as asked for; a row has up to {candidate.max_length} tokens of documents."
     ]
 
 
@@ -84,7 +107,7 @@ def why_not_packed(
     if spec.method is not Method.SFT or spec.training.packing or not pads:
         return []
     reason = (
-        f"Packing off: rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
+        f"{PACKING_OFF} rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
         " micro-batch is padded to its longest; with training.packing rows are filled with several"
         " documents, and batchSize counts filled rows."
     )

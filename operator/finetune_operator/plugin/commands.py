@@ -44,11 +44,11 @@ def plan(options: Namespace) -> int:
 def validate(options: Namespace) -> int:
     """Print what is wrong with the jobs of a file; return 2 when something is."""
     from finetune_operator.plugin.manifests import job_name, read_manifests
-    from finetune_operator.plugin.rules import problems
+    from finetune_operator.plugin.rules import problems, unplannable
 
     refused = False
     for manifest in read_manifests(options.filename):
-        found = problems(manifest)
+        found = problems(manifest) or unplannable(manifest)
         refused = refused or bool(found)
         for problem in found or ["is valid"]:
             sys.stdout.write(f"{job_name(manifest)}: {problem}\n")

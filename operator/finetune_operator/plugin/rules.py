@@ -58,6 +58,17 @@ def problems(manifest: Manifest) -> list[str]:
     return [said for node in _nodes(_Node("", job, schema)) for said in _broken(node)]
 
 
+def unplannable(manifest: Manifest) -> list[str]:
+    """Return what no plan could mend, whatever model and data are; of a job that is accepted."""
+    from finetune_operator.planning import Inventory, PlanInfeasibleError, check_product
+
+    try:
+        check_product(job_of(manifest).spec, Inventory())
+    except PlanInfeasibleError as error:
+        return [f"spec.{str(error).removesuffix('.')}"]
+    return []
+
+
 def _around_the_spec(manifest: Manifest, schema: Schema) -> Iterator[str]:
     known = schema["properties"]
     yield from (f"{name}: {unknown_field(name, known)}" for name in manifest if name not in known)

@@ -557,6 +557,19 @@ def test_infeasible_plan_fails_before_any_gpu() -> None:
     assert "qlora" in life.message
 
 
+def test_a_gpu_that_cannot_train_the_job_is_told_before_anything_is_fetched() -> None:
+    precision = {"training": {"precision": "float8"}}
+    life = Life(resources={"gpu": {"product": "NVIDIA-A100-SXM4-80GB"}}, **precision)
+    assert life.step(0).launch is None
+    assert life.condition("Failed")["reason"] == "PlanInfeasible"
+    assert "NVIDIA-A100-SXM4-80GB, which cannot multiply in float8" in life.message
+    assert life.step(10).launch is None
+    life.edit(resources={"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}})
+    launch = life.step(20).launch
+    assert launch is not None
+    assert launch.role == "prepare"
+
+
 NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 

@@ -1,5 +1,7 @@
 """The memory model against what was measured, and its constants."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.calibrate import Summary
@@ -29,6 +31,12 @@ def test_estimates_are_near_what_they_were_not_fitted_to() -> None:
     found = Summary.of([estimated(run) / run["reserved"] - 1 for run in held_out])
     assert found.median <= MEDIAN
     assert abs(found.worst) <= WORST
+
+
+def test_speeds_that_plans_go_by_are_those_of_the_docs() -> None:
+    docs = (Path(__file__).parents[3] / "docs/performance.md").read_text()
+    speeds = [run["tokensPerSecond"] for run in RUNS if "tokensPerSecond" in run]
+    assert [speed for speed in speeds if f"| {speed:,} |" not in docs] == []
 
 
 @pytest.mark.parametrize("run", calibration_of("cpu").runs, ids=title)

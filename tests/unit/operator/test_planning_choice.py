@@ -183,6 +183,16 @@ SHARED = {"workspace": {"accessMode": "ReadWriteMany"}}
         ),
         (
             LARGE,
+            {
+                "training": {"precision": "float8"},
+                "resources": {"gpu": {"memory": "48Gi", "count": 1}},
+            },
+            "adapter type qlora and training.precision bf16 ",
+            {"training": {"precision": "bf16"}, "adapter": {"type": "qlora"}},
+            1,
+        ),
+        (
+            LARGE,
             {"resources": {"gpu": {"memory": "52Gi", "count": 3}}, "training": {"batchSize": 12}},
             "1 more GPU with fsdp ",
             {"resources": {"gpu": {"memory": "52Gi", "count": 4}}},

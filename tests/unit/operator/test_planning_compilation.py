@@ -146,6 +146,8 @@ def test_compiling_may_pay_because_it_spares_checkpointing() -> None:
 def test_float8_that_is_not_compiled_is_said_to_lose() -> None:
     reason = make_plan_of(training={"maxSteps": 20, "precision": "float8"}).reasons[-1]
     assert reason.endswith("30 s to compile; without it quantising to float8 is not fused.")
+    reason = make_plan_of(training={"compile": "never", "precision": "float8"}).reasons[-1]
+    assert reason == "Compile never: as asked for; without it quantising to float8 is not fused."
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,16 @@ def test_short_rows_beside_long_ones_are_said_to_pad(
     said = [reason for reason in reasons if reason.startswith("Packing off: rows have 200 tokens")]
     assert bool(said) is is_said
     assert not any("Packing off" in reason for reason in make_plan_of(method="dpo").reasons)
+
+
+def test_packing_and_float8_are_among_the_reasons() -> None:
+    training = {"packing": True, "maxLength": 4096, "precision": "float8"}
+    known = make_plan_of(
+        training=training, resources={"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}}
+    ).reasons
+    assert "Packing on: as asked for; a row has up to 4096 tokens of documents." in known
+    assert "Precision float8: as asked for." in known
+    unknown = make_plan_of(training=training).reasons
+    assert any("name one in resources.gpu.product" in reason for reason in unknown)
+    usual = make_plan_of().reasons
+    assert not any(reason.startswith(("Packing on", "Precision")) for reason in usual)

@@ -74,6 +74,24 @@ def test_what_the_api_server_refuses_gets_no_plan(
     assert plugin("validate", "-f", path).output.splitlines()[0].endswith(f": {first}")
 
 
+@pytest.mark.parametrize(
+    ("product", "words"),
+    [
+        ("NVIDIA-A100-SXM4-80GB", "which cannot multiply in float8: choose a GPU of the Ada"),
+        ("H100", "but nodes call a GPU by its full name: did you mean NVIDIA-H100"),
+    ],
+)
+def test_a_gpu_for_which_there_is_no_plan_is_not_valid(
+    plugin: Plugin, tmp_path: Path, product: str, words: str
+) -> None:
+    job = yaml.safe_load(SFT.read_text())
+    job["spec"]["resources"] = {"gpu": {"product": product}}
+    job["spec"]["training"] = {"precision": "float8"}
+    run = plugin("validate", "-f", _written(tmp_path, job))
+    assert run.code == 2
+    assert f": spec.resources.gpu.product is {product}, {words}" in run.output
+
+
 def test_a_change_that_the_api_server_refuses_is_named(plugin: Plugin) -> None:
     run = plugin("plan", "-f", SFT, "--what-if", "gpu=L4", "--what-if", "training.precision=float8,"
                  "adapter=full")  # fmt: skip

@@ -219,7 +219,7 @@ def test_weights_in_float32_leave_the_choice_to_those_in_bf16(
     assert adapters.get_optimizer_cls_and_kwargs(None) == _FUSED
     with_head = _Trainer(_FUSED, dtypes=(torch.float32, torch.bfloat16))
     assert with_head.get_optimizer_cls_and_kwargs(None) == (adamw.RoundingAdamW, _FUSED[1])
-    assert not caplog.records
+    assert not any(record.levelname == "WARNING" for record in caplog.records)
 
 
 def test_another_optimizer_of_weights_in_bf16_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -227,6 +227,5 @@ def test_another_optimizer_of_weights_in_bf16_is_told(caplog: pytest.LogCaptureF
     for kind in (DistributedType.NO, DistributedType.FSDP):
         _Trainer(found, kind).get_optimizer_cls_and_kwargs(None)
     _Trainer(found, dtypes=(torch.float32,)).get_optimizer_cls_and_kwargs(None)
-    assert caplog.messages == [
-        "SGD may round weights of bf16 to the nearest: small changes are lost"
-    ]
+    (told,) = caplog.messages
+    assert told.startswith("SGD may round weights of bf16 to the nearest: small changes are lost;")

@@ -17,6 +17,7 @@ from finetune_trainer.device import Device
 from finetune_trainer.packing import attention_for, check_packs, pack
 from finetune_trainer.progress import ProgressBoard
 from finetune_trainer.run import build
+from gpu import packing as on_a_gpu
 from unit.trainer.builders import make_config, make_plan
 from unit.trainer.conftest import Site
 from unit.trainer.ranks import run_ranks
@@ -217,3 +218,8 @@ def test_gpus_skip_what_no_token_may_see(site: Site) -> None:
     assert attention_for(model, cuda=False) is None
     model.config.attention_dropout = 0.1
     assert attention_for(model, cuda=True) is None
+
+
+def test_what_compares_them_on_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_DEVICE", "cpu")
+    assert on_a_gpu.main() == 0

@@ -117,8 +117,8 @@ def test_where_trained_weights_are_in_bf16_the_optimizer_is_asked_how_it_rounds(
     # On the CPU none can be rounded at random.
     monkeypatch.setenv("FINETUNE_DEVICE", "cpu")
     assert run_here(site, site.job(make_plan(), adapter={"type": adapter})) == 0
-    told = "AdamW may round weights of bf16 to the nearest: small changes are lost"
-    assert (told in caplog.messages) == is_told
+    told = "AdamW may round weights of bf16 to the nearest"
+    assert any(message.startswith(told) for message in caplog.messages) == is_told
 
 
 def test_a_plan_for_shorter_rows_cuts_them(site: Site) -> None:

@@ -26,8 +26,11 @@ class RoundingTrainer:
         if not in_bf16 or self.accelerator.distributed_type in OWN_WAYS:
             return kind, options
         if kind is torch.optim.AdamW and options.get("fused") and all(map(can_round, in_bf16)):
+            log.info("weights of bf16 are rounded at random")
             return RoundingAdamW, options
         log.warning(
-            "%s may round weights of bf16 to the nearest: small changes are lost", kind.__name__
+            "%s may round weights of bf16 to the nearest: small changes are lost; AdamW on a GPU"
+            " rounds at random",
+            kind.__name__,
         )
         return kind, options

@@ -157,5 +157,6 @@ def _compile_layers(model: Any) -> None:
     # Rows of other lengths, masks, references and evaluations are compiled anew, some 20 times in
     # all; beyond the usual 8 all layers would run as they are.
     compiler.recompile_limit = _RECOMPILE_LIMIT
+    log.info("layers are compiled: the first step takes longer")
     for layer in layers:
         layer.compile()
