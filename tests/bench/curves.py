@@ -8,7 +8,7 @@ makes:
     PYTHONPATH=tests python -m bench.curves ~/.cache/finetune-operator/demo --output curves.json
 
 Each run has a process of its own: Liger replaces functions of Transformers. With `--kind` a run is
-made alone, for one on a CPU, say.
+made alone, on a CPU, say, and held against those in the file.
 """
 
 import argparse
@@ -202,12 +202,12 @@ def main() -> int:
     parser.add_argument("--kind", choices={run.kind for run in RUNS}, help="only runs of this kind")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=3600, help="start no run after that")
-    parser.add_argument("--output", type=Path, required=True, help="write all losses there")
+    parser.add_argument("--output", type=Path, required=True, help="add all losses to this file")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if not torch.cuda.is_available():
         os.environ[names.DEVICE_ENV] = "cpu"
-    curves: dict[Run, Curve] = {}
+    curves = _read(options.output)
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     with (
@@ -231,6 +231,14 @@ def main() -> int:
     print("| | distance | of | held-out loss | of that |\n|---|---|---|---|---|")
     print("\n".join(_rows(curves)))
     return 0
+
+
+def _read(path: Path) -> dict[Run, Curve]:
+    """Return the curves of earlier runs; where there is no file, none."""
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return {Run(*name.split()): Curve(**curve) for name, curve in found.items()}
 
 
 def _rows(curves: dict[Run, Curve]) -> list[str]:

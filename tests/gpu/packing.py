@@ -179,7 +179,12 @@ def speed(trainer: Any) -> None:
 
 def main() -> int:
     """Run all cases; return the exit code."""
-    root = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(Path(folder))
+
+
+def compare(root: Path) -> int:
+    """Run all cases in a folder; return the exit code."""
     for name in ("workspace", "output"):
         (root / name).mkdir()
     save_model(root / "sources/pvc/models/tiny")

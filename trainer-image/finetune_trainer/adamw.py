@@ -30,7 +30,8 @@ class RoundingAdamW(torch.optim.AdamW):
     both are tensors of one number on the GPU. Unlike that, it leaves the gradients of rounded
     weights as they are.
 
-    Raises ValueError for amsgrad, maximize, and rates that are tensors.
+    All weights of a group are on one device. Raises ValueError for amsgrad, maximize, and rates
+    that are tensors.
     """
 
     grad_scale: Tensor | None = None
@@ -85,10 +86,10 @@ class RoundingAdamW(torch.optim.AdamW):
         corrections = [1 - beta ** counted.double() for beta in group["betas"]]
         numbers = torch.stack([counted, *corrections], dim=1).float()
         for (place, weight), state, of_weight in zip(weights.items(), states, numbers, strict=True):
+            gradient: Any = weight.grad
             kernel.step[(triton.cdiv(weight.numel(), 4 * kernel.QUARTER.value),)](
                 weight,
-                # Autograd lays it out as the weight.
-                weight.grad,
+                gradient.contiguous(),
                 state["exp_avg"],
                 state["exp_avg_sq"],
                 of_weight,

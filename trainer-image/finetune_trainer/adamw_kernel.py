@@ -36,13 +36,13 @@ def step(
     """Compute in float32 what torch.optim.AdamW documents, and round the results."""
     if tl.load(skips) != 0:
         return
-    step = tl.load(numbers)
+    count = tl.load(numbers)
     of_mean = tl.load(numbers + 1)
     of_square = tl.sqrt(tl.load(numbers + 2))
     scaled = 1 / tl.load(scale)
     block = tl.program_id(0)
     lanes = tl.arange(0, QUARTER)
-    drawn = tl.randint4x((step.to(tl.int64) << 32) | place, block * QUARTER + lanes)
+    drawn = tl.randint4x((count.to(tl.int64) << 32) | place, block * QUARTER + lanes)
     for quarter in tl.static_range(4):
         bits = drawn[quarter].to(tl.uint32, bitcast=True)
         at = (block.to(tl.int64) * 4 + quarter) * QUARTER + lanes

@@ -298,7 +298,7 @@ class Training:
                 of_a_step=batch * arguments.world_size // group_size(self.config.spec),
             ),
             device=f"{count}{self.device.name}",
-            dtype=_numbers(self.plan, self.device),
+            dtype=_precision_in_words(self.plan, self.device),
             tokens_per_second=self.board.tokens_per_second,
         )
 
@@ -351,7 +351,7 @@ class Training:
         return text
 
 
-def _numbers(plan: Plan, device: Device) -> str:
+def _precision_in_words(plan: Plan, device: Device) -> str:
     """Return the number formats of training, for people."""
     whole = str(device.dtype).removeprefix("torch.")
     return f"{whole} with frozen layers in float8" if plan.precision == "float8" else whole

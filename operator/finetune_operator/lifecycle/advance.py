@@ -13,7 +13,7 @@ from finetune_operator.lifecycle.problems import GRACE, STUCK, Problem, first_pr
 from finetune_operator.lifecycle.retry import next_start
 from finetune_operator.lifecycle.settle import SPEC_CHANGED, fail
 from finetune_operator.lifecycle.stability import show_stability
-from finetune_operator.planning import PlanInfeasibleError, check_product
+from finetune_operator.planning import PlanInfeasibleError, check_fit
 from finetune_operator.planning.quantity import GIB, from_gib, to_gib
 from finetune_operator.workloads import Launch
 
@@ -29,7 +29,7 @@ def advance(draft: Draft) -> None:
     draft.conditions.clear(ConditionType.SUSPENDED, "Resumed")
     if draft.active is not None and draft.outdated(draft.pods_of(draft.active)):
         draft.close(draft.active, state="Stopped", message=SPEC_CHANGED)
-    if draft.active is None and not sources_ready(draft):
+    if draft.active is None and not (_fits(draft) and sources_ready(draft)):
         return
     if draft.status.start_time is None:
         draft.update(start_time=draft.stamp)
@@ -40,6 +40,18 @@ def advance(draft: Draft) -> None:
         _observe(draft, draft.active)
     else:
         _start(draft)
+
+
+def _fits(draft: Draft) -> bool:
+    """Fail a job whose spec alone tells that its GPU cannot train it; else return True."""
+    if draft.status.plan is not None:
+        return True
+    try:
+        check_fit(draft.job.spec)
+    except PlanInfeasibleError as error:
+        fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
+        return False
+    return True
 
 
 def _suspend(draft: Draft) -> None:
@@ -85,13 +97,6 @@ def _start(draft: Draft) -> None:
         draft.wake_at(due)
         return
     plan = draft.status.plan
-    if plan is None:
-        try:
-            check_product(draft.job.spec, draft.inventory)
-        except PlanInfeasibleError as error:
-            # The spec alone tells: nothing needs to be fetched for it.
-            fail(draft, Reason.PLAN_INFEASIBLE, str(error), advised=True)
-            return
     launch = _launch(draft, trainer=plan is not None)
     if launch.number > 1 and not draft.confirmed:
         draft.confirm = True

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from finetune_api import names
+from finetune_api.failures import Reason
 from finetune_api.status import ConditionType, Phase
 from finetune_operator.lifecycle.chains import FAILED, unblocked, without_found
 from finetune_operator.lifecycle.draft import Draft
@@ -26,7 +27,9 @@ def reopened(draft: Draft) -> bool:
         return False
     prepared = [pod for pod in draft.pods if pod.role == names.PREPARE_ROLE]
     newest = max(prepared, key=lambda pod: pod.attempt, default=None)
-    if newest is not None and not draft.outdated([newest]):
+    # Nothing was prepared for a spec that no GPU fits: a pod there is of an earlier one.
+    unprepared = failed.reason == Reason.PLAN_INFEASIBLE and draft.status.preparation is None
+    if newest is not None and not unprepared and not draft.outdated([newest]):
         return False
     draft.conditions.set(ConditionType.FAILED, False, "SpecChanged")
     draft.update(

@@ -2,7 +2,7 @@
 
 from finetune_operator.planning.adapt import smaller_plan
 from finetune_operator.planning.duration import Expected, expected_time
-from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, check_product
+from finetune_operator.planning.inventory import Inventory, PlanInfeasibleError, check_fit
 from finetune_operator.planning.nodes import Node
 from finetune_operator.planning.planner import make_plan
 
@@ -11,7 +11,7 @@ __all__ = [
     "Inventory",
     "Node",
     "PlanInfeasibleError",
-    "check_product",
+    "check_fit",
     "expected_time",
     "make_plan",
     "smaller_plan",

@@ -41,11 +41,8 @@ def gpu_memory(spec: FineTuneJobSpec, inventory: Inventory) -> float:
 
 def check_product(spec: FineTuneJobSpec, inventory: Inventory) -> None:
     """Raise PlanInfeasibleError for a product on which the trainer cannot run, or for a part of a
-    product's name. One that is not known is taken as it is: there are new GPUs. Without GPUs none
-    matters.
+    product's name. One that is not known is taken as it is: there are new GPUs.
     """
-    if spec.resources.gpu.count == 0:
-        return
     name = spec.resources.gpu.product
     full_names = _full_names(name)
     if full_names and not any(node.product == name for node in inventory.nodes or ()):
@@ -53,9 +50,17 @@ def check_product(spec: FineTuneJobSpec, inventory: Inventory) -> None:
             f"resources.gpu.product is {name}, but nodes call a GPU by its full name: did you mean"
             f" {' or '.join(full_names)}?"
         )
-    why_not = unfit(name, spec)
+    check_fit(spec)
+
+
+def check_fit(spec: FineTuneJobSpec) -> None:
+    """Raise PlanInfeasibleError for a product that cannot train a job, whatever nodes there are and
+    whatever model and data. Without GPUs none matters.
+    """
+    gpu = spec.resources.gpu
+    why_not = unfit(gpu.product, spec) if gpu.count != 0 else None
     if why_not is not None:
-        raise PlanInfeasibleError(f"resources.gpu.product is {name}, {why_not}.")
+        raise PlanInfeasibleError(f"resources.gpu.product is {gpu.product}, {why_not}.")
 
 
 def unfit(name: str, spec: FineTuneJobSpec) -> str | None:

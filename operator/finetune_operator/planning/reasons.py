@@ -1,10 +1,9 @@
 """A plan in words: its summary, why it is so, and why there is none."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_api.status import Memory, Plan, Preparation
+from finetune_api.status import DatasetFacts, Memory, Plan, Preparation
 from finetune_operator.planning.candidates import (
     CPU_MODEST_GIB,
     CPU_MODEST_SHARE,
@@ -15,9 +14,6 @@ from finetune_operator.planning.inventory import USABLE
 from finetune_operator.planning.memory import Candidate
 from finetune_operator.planning.products import PRODUCTS
 from finetune_operator.planning.quantity import to_gib
-
-PACKING_OFF: Final = "Packing off:"
-"""Begins the reason that rows are padded."""
 
 
 def summarized(plan: Plan, adapter: str, gpu: str) -> Plan:
@@ -97,17 +93,22 @@ def _assumed(spec: FineTuneJobSpec, limit: float) -> list[str]:
     return [f"GPU {gpu.product}: {words}."]
 
 
+def pads(spec: FineTuneJobSpec, data: DatasetFacts, rows: int, max_length: int) -> bool:
+    """Tell whether a micro-batch of so many rows is mostly padding which packing would save."""
+    unlike = rows > 1 and data.mean_tokens < min(data.max_tokens, max_length) / 2
+    return unlike and spec.method is Method.SFT and not spec.training.packing
+
+
 def why_not_packed(
     spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate
 ) -> list[str]:
-    """Return that a micro-batch is mostly padding which packing would save, if that is so."""
+    """Return that a micro-batch is mostly padding, if that is so."""
     data = preparation.dataset
-    mean, longest = data.mean_tokens, min(data.max_tokens, candidate.max_length)
-    pads = candidate.micro_batch_size > 1 and mean < longest / 2
-    if spec.method is not Method.SFT or spec.training.packing or not pads:
+    if not pads(spec, data, candidate.micro_batch_size, candidate.max_length):
         return []
+    mean, longest = data.mean_tokens, min(data.max_tokens, candidate.max_length)
     reason = (
-        f"{PACKING_OFF} rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
+        f"Packing off: rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
         " micro-batch is padded to its longest; with training.packing rows are filled with several"
         " documents, and batchSize counts filled rows."
     )

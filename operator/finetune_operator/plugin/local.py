@@ -14,7 +14,7 @@ from typing import Final
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
 from finetune_api.trainer import Result, TrainerConfig
-from finetune_operator.planning import Inventory, PlanInfeasibleError, make_plan
+from finetune_operator.planning import Inventory, PlanInfeasibleError, check_fit, make_plan
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Basis
 from finetune_operator.plugin.manifests import Job, Manifest
@@ -76,6 +76,10 @@ def run_local(
     for change in changes:
         manifest = overridden(manifest, change)
     job = _for_this_machine(accepted(manifest))
+    try:
+        check_fit(job.spec)
+    except PlanInfeasibleError as error:
+        raise PluginError(str(error)) from error
     _lay_out(job.spec, folders)
     trainer = _trainer()
     config = _config(job, folders)

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from finetune_api.spec import ONLINE
 from finetune_api.status import Memory, Plan, RolloutPlan
-from finetune_operator.planning.reasons import PACKING_OFF
 from finetune_operator.plugin.prices import price_of
 from finetune_operator.plugin.scenarios import Scenario
 
@@ -118,7 +117,8 @@ def _rows(scenario: Scenario, plan: Plan, prices: Mapping[str, float]) -> Iterat
     price = price_of(prices, plan)
     if price is not None:
         cost = scenario.cost(price)
-        expected = f", about {cost['expected']:,.2f} in all" if "expected" in cost else ""
+        more = " and padding" if scenario.pads else ""
+        expected = f", about {cost['expected']:,.2f}{more} in all" if "expected" in cost else ""
         yield "Cost", f"{cost['perHour']:,.2f} an hour{expected}"
     elif prices:
         yield "Cost", "no --price for it"
@@ -136,10 +136,8 @@ def _hours(scenario: Scenario, plan: Plan) -> tuple[str, str, str]:
     """Return GPU-hours, empty where they are not known, what they rest on, and that in full."""
     time = scenario.expected
     if time is not None:
-        word, why = _BASES[time.basis]
-        if any(reason.startswith(PACKING_OFF) for reason in plan.reasons):
-            return f"over {time.gpu_hours:,.2f}, ", word, f"{why}; padding comes on top"
-        return f"about {time.gpu_hours:,.2f}, ", word, why
+        more = " and padding" if scenario.pads else ""
+        return f"about {time.gpu_hours:,.2f}{more}, ", *_BASES[time.basis]
     method = scenario.job.spec.method
     if method in ONLINE:
         why = f"method {method} writes completions for most of the time"
@@ -224,12 +222,7 @@ def _print_comparison(
 def _footnotes(scenarios: Sequence[Scenario]) -> RenderableType:
     """Return what the words beside GPU-hours mean, each once."""
     found = [_hours(one, one.plan)[1:] for one in scenarios if one.plan and one.plan.gpus]
-    # Where one is measured with padding on top, the words without it say nothing more.
-    notes = [
-        Text(f"GPU-hours {word}: {why}.")
-        for word, why in dict.fromkeys(found)
-        if not any(other[1].startswith(f"{why};") for other in found)
-    ]
+    notes = [Text(f"GPU-hours {word}: {why}.") for word, why in dict.fromkeys(found)]
     return Group(Text(), *notes)
 
 

@@ -60,10 +60,10 @@ def problems(manifest: Manifest) -> list[str]:
 
 def unplannable(manifest: Manifest) -> list[str]:
     """Return what no plan could mend, whatever model and data are; of a job that is accepted."""
-    from finetune_operator.planning import Inventory, PlanInfeasibleError, check_product
+    from finetune_operator.planning import PlanInfeasibleError, check_fit
 
     try:
-        check_product(job_of(manifest).spec, Inventory())
+        check_fit(job_of(manifest).spec)
     except PlanInfeasibleError as error:
         return [f"spec.{str(error).removesuffix('.')}"]
     return []

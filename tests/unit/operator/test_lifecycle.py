@@ -564,10 +564,40 @@ def test_a_gpu_that_cannot_train_the_job_is_told_before_anything_is_fetched() ->
     assert life.condition("Failed")["reason"] == "PlanInfeasible"
     assert "NVIDIA-A100-SXM4-80GB, which cannot multiply in float8" in life.message
     assert life.step(10).launch is None
+    assert life.events.count("PlanInfeasible") == 1
     life.edit(resources={"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}})
     launch = life.step(20).launch
     assert launch is not None
     assert launch.role == "prepare"
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [{"product": "NVIDIA-A100-SXM4-80GB", "count": 0}, {"product": "H100"}, {"product": "new"}],
+)
+def test_a_gpu_of_which_the_spec_alone_tells_nothing_holds_no_preparation_up(gpu: Any) -> None:
+    training = {"precision": "auto" if "count" in gpu else "float8"}
+    assert Life(resources={"gpu": gpu}, training=training).step(0).launch is not None
+
+
+def test_a_job_may_go_back_to_a_gpu_that_it_was_prepared_for() -> None:
+    precision = {"training": {"precision": "float8"}}
+    able = {"gpu": {"product": "NVIDIA-H100-80GB-HBM3"}}
+    life = Life(resources=able, **precision)
+    life.step(0)
+    failed = make_pod(
+        "prepare",
+        exit_code=70,
+        result=failure(Reason.INTERNAL_ERROR),
+        resources=able,
+        **precision,
+    )
+    life.step(10, failed)
+    life.edit(resources={"gpu": {"product": "NVIDIA-A100-SXM4-80GB"}})
+    life.step(11, failed)
+    assert life.phase == "Failed"
+    life.edit(resources=able)
+    assert life.step(12, failed).launch is not None
 
 
 NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."

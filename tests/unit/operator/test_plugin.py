@@ -427,3 +427,16 @@ def test_what_cannot_be_recommended_is_one_sentence(
 def test_columns_that_no_method_knows_are_named(plugin: Plugin, data: Callable[..., Path]) -> None:
     run = plugin("recommend", "--model", "hf://Qwen/Qwen3-8B", "--data", data({"a": 1, "b": 2}))
     assert "has the columns a, b, which are no known format" in _error(run)
+
+
+def test_padding_on_top_of_the_hours_is_said_of_the_plan_that_has_it(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    answers = ["b " * 4000, *["b " * 40] * 20]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": "a", "completion": each}) for each in answers))
+    gpu = "resources.gpu.product=NVIDIA-H100-80GB-HBM3"
+    changes = ("--what-if", gpu, "--what-if", f"{gpu},training.packing=true")
+    run = plugin("plan", "-f", EXAMPLES / "sft.yaml", "--data", data, *changes)
+    assert run.code == 0, run.errors
+    assert run.output.count("and padding") == 1, run.output

@@ -77,19 +77,23 @@ def test_what_the_api_server_refuses_gets_no_plan(
 @pytest.mark.parametrize(
     ("product", "words"),
     [
-        ("NVIDIA-A100-SXM4-80GB", "which cannot multiply in float8: choose a GPU of the Ada"),
-        ("H100", "but nodes call a GPU by its full name: did you mean NVIDIA-H100"),
+        (
+            "NVIDIA-A100-SXM4-80GB",
+            "spec.resources.gpu.product is NVIDIA-A100-SXM4-80GB, which cannot multiply in float8",
+        ),
+        # As nodes may call one.
+        ("H100", "is valid"),
     ],
 )
-def test_a_gpu_for_which_there_is_no_plan_is_not_valid(
+def test_a_gpu_that_cannot_train_the_job_is_not_valid(
     plugin: Plugin, tmp_path: Path, product: str, words: str
 ) -> None:
     job = yaml.safe_load(SFT.read_text())
     job["spec"]["resources"] = {"gpu": {"product": product}}
     job["spec"]["training"] = {"precision": "float8"}
     run = plugin("validate", "-f", _written(tmp_path, job))
-    assert run.code == 2
-    assert f": spec.resources.gpu.product is {product}, {words}" in run.output
+    assert run.code == (0 if words == "is valid" else 2)
+    assert f": {words}" in run.output
 
 
 def test_a_change_that_the_api_server_refuses_is_named(plugin: Plugin) -> None:

@@ -220,6 +220,7 @@ def test_gpus_skip_what_no_token_may_see(site: Site) -> None:
     assert attention_for(model, cuda=True) is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it takes the GPU where there is one")
 def test_what_compares_them_on_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_DEVICE", "cpu")
     assert on_a_gpu.main() == 0

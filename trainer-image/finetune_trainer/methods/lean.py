@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
+_OWN_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 """They clip and drop gradients themselves, and step with float32 copies of weights."""
 
 
@@ -26,7 +26,7 @@ class LeanTrainer:
     @property
     def has_own_ways(self: Any) -> bool:
         """Whether gradients are left to FSDP or DeepSpeed."""
-        return self.accelerator.distributed_type in OWN_WAYS
+        return self.accelerator.distributed_type in _OWN_WAYS
 
     @property
     def torch_optimizer(self: Any) -> Any:

@@ -15,7 +15,6 @@ from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.callbacks.timing import StepClock, TimingCallback
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.distributed import first_says, load_whole_again, wait_for_first
-from finetune_trainer.methods.lean import LeanTrainer
 from finetune_trainer.methods.rounding import RoundingTrainer
 from finetune_trainer.methods.timed import TimedTrainer
 from finetune_trainer.metrics_log import MetricsLog
@@ -23,7 +22,7 @@ from finetune_trainer.stability.rollback import adjust_learning_rate
 from finetune_trainer.termination import Terminated
 
 
-class ResumableTrainer(TimedTrainer, LeanTrainer, RoundingTrainer):
+class ResumableTrainer(TimedTrainer, RoundingTrainer):
     """Mixed into a TRL trainer: atomic checkpoints, evaluations that leave no trace, a guard."""
 
     checkpoints: Checkpoints

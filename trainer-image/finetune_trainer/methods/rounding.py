@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from finetune_trainer.adamw import RoundingAdamW, can_round
-from finetune_trainer.methods.lean import OWN_WAYS
+from finetune_trainer.methods.lean import LeanTrainer
 
 log = logging.getLogger(__name__)
 
 
-class RoundingTrainer:
+class RoundingTrainer(LeanTrainer):
     """Mixed into a TRL trainer: small changes of weights in bf16 are not lost.
 
     Those are all weights of a model that is trained whole, what TRL trains on a quantised base, and
@@ -23,9 +23,9 @@ class RoundingTrainer:
         kind, options = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         in_bf16 = [weight for weight in trained if weight.dtype is torch.bfloat16]
-        if not in_bf16 or self.accelerator.distributed_type in OWN_WAYS:
+        if not in_bf16 or self.has_own_ways:
             return kind, options
-        if kind is torch.optim.AdamW and options.get("fused") and all(map(can_round, in_bf16)):
+        if kind is torch.optim.AdamW and options.get("fused") and any(map(can_round, in_bf16)):
             log.info("weights of bf16 are rounded at random")
             return RoundingAdamW, options
         log.warning(
