@@ -92,6 +92,13 @@ def _means(losses: list[float]) -> list[float]:
     return [sum(losses[start : start + WINDOW]) / WINDOW for start in range(max(1, last))]
 
 
+def _alone(run: Run, folder: Path, steps: int) -> Curve:
+    """Train in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(train, run, folder, steps).result()
+
+
 def train(run: Run, folder: Path, steps: int) -> Curve:
     """Train in this process."""
     kind = ours if run.kind in {"ours", "float8"} else bare
@@ -209,11 +216,7 @@ def main() -> int:
         os.environ[names.DEVICE_ENV] = "cpu"
     curves = _read(options.output)
     started = time.monotonic()
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as name,
-        ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes,
-    ):
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind, target in (("models", MODEL), ("data", DATA)):
             (folder / "sources/pvc" / kind).mkdir(parents=True)
@@ -223,7 +226,7 @@ def main() -> int:
                 continue
             if time.monotonic() - started > options.seconds:
                 break
-            curves[run] = processes.submit(train, run, folder, options.steps).result()
+            curves[run] = _alone(run, folder, options.steps)
             print(f"{run.name}: held out {curves[run].held_out:.4f}", flush=True)
             options.output.write_text(
                 json.dumps({each.name: vars(curve) for each, curve in curves.items()})

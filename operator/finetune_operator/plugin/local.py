@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -76,10 +77,8 @@ def run_local(
     for change in changes:
         manifest = overridden(manifest, change)
     job = _for_this_machine(accepted(manifest))
-    try:
+    with _refusals():
         check_fit(job.spec)
-    except PlanInfeasibleError as error:
-        raise PluginError(str(error)) from error
     _lay_out(job.spec, folders)
     trainer = _trainer()
     config = _config(job, folders)
@@ -176,11 +175,18 @@ def _config(job: Job, folders: Folders) -> TrainerConfig:
     return TrainerConfig(name=job.name, namespace=job.namespace, uid=uid, attempt=1, spec=job.spec)
 
 
-def _plan(job: Job, preparation: Preparation) -> Plan:
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what cannot be planned into the plugin's one sentence."""
     try:
-        plan = make_plan(job.spec, preparation, Inventory())
+        yield
     except PlanInfeasibleError as error:
         raise PluginError(str(error)) from error
+
+
+def _plan(job: Job, preparation: Preparation) -> Plan:
+    with _refusals():
+        plan = make_plan(job.spec, preparation, Inventory())
     basis = Basis(preparation, ("What preparation measured.",))
     show(console(), [Scenario("", job, basis, plan)])
     return plan
