@@ -39,8 +39,9 @@ from unit.trainer.builders import make_config
 
 BATCH, RANK, WINDOW = 8, 16, 20
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
-REFERENCES = {"lora": "bare", "qlora": "bare", "full": "float32"}
-"""What the others are held against. In bf16 bare TRL loses most of what all weights would learn."""
+REFERENCES = {"lora": "bare", "qlora": "float32", "full": "float32"}
+"""What the others are held against. Bare TRL loses much of what weights in bf16 would learn: those
+of full, and the adapter of qlora."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ RUNS = [
     Run("full", "float32"),
     Run("qlora", "ours"),
     Run("qlora", "bare"),
+    Run("qlora", "float32"),
 ]
 
 
@@ -156,11 +158,7 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
     cuda = torch.cuda.is_available()
     torch.manual_seed(42)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32 if run.kind in {"autocast", "float32"} else torch.bfloat16,
-            **quantised(run.adapter),
-        ),
+        model=_bare_model(run, source),
         args=SFTConfig(
             output_dir=str(root / "output"),
             max_steps=steps,
@@ -185,6 +183,15 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Curve(losses, _held_out(trainer))
+
+
+def _bare_model(run: Run, source: Path) -> Any:
+    dtype = torch.float32 if run.kind in {"autocast", "float32"} else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **quantised(run.adapter))
+    if run == Run("qlora", "float32"):
+        # What 4 bits stand for, without rounding each layer's to bf16.
+        return model.dequantize(torch.float32)
+    return model
 
 
 def _held_out(trainer: SFTTrainer) -> float:

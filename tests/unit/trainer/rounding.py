@@ -225,12 +225,14 @@ def started() -> tuple[list[nn.Parameter], RoundingAdamW]:
 
 
 def made() -> list[Tensor]:
-    """Return random weights of both signs, none near zero."""
-    torch.manual_seed(0)
-    return [
-        (0.02 * (1 + torch.rand(shape)) * torch.sign(torch.randn(shape))).bfloat16()
+    """Return random weights of both signs, none near zero; the same on all devices."""
+    drawn = torch.Generator("cpu").manual_seed(0)
+    options: dict[str, Any] = {"generator": drawn, "device": "cpu"}
+    weights = [
+        0.02 * (1 + torch.rand(shape, **options)) * torch.randn(shape, **options).sign()
         for shape in SHAPES
     ]
+    return [weight.bfloat16().to(torch.get_default_device()) for weight in weights]
 
 
 def copied(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

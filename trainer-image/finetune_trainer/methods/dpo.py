@@ -5,6 +5,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from finetune_api.methods import Dpo
+from finetune_trainer.methods.head import HeadTrainer
 from finetune_trainer.methods.resumable import ResumableTrainer
 from finetune_trainer.methods.setup import Setup
 
@@ -12,7 +13,7 @@ CONFIGURATION = DPOConfig
 """Whose fields training.extra may name."""
 
 
-class ResumableDpoTrainer(ResumableTrainer, DPOTrainer):
+class ResumableDpoTrainer(ResumableTrainer, HeadTrainer, DPOTrainer):
     """TRL's trainer with our checkpoints, on rows as it would have made them itself."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:

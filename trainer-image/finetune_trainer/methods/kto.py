@@ -7,6 +7,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
 from finetune_api.methods import Kto
+from finetune_trainer.methods.head import HeadTrainer
 from finetune_trainer.methods.resumable import ResumableTrainer
 from finetune_trainer.methods.setup import Setup
 
@@ -14,7 +15,7 @@ CONFIGURATION = KTOConfig
 """Whose fields training.extra may name."""
 
 
-class ResumableKtoTrainer(ResumableTrainer, KTOTrainer):
+class ResumableKtoTrainer(ResumableTrainer, HeadTrainer, KTOTrainer):
     """TRL's trainer with our checkpoints, on rows as it would have made them itself."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:

@@ -6,6 +6,7 @@ import torch
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from finetune_trainer.methods.head import HeadTrainer
 from finetune_trainer.methods.resumable import ResumableTrainer
 from finetune_trainer.methods.setup import Setup
 from finetune_trainer.packing import PackedCollator, PackedTrainer, attention_for, pack
@@ -14,8 +15,13 @@ CONFIGURATION = SFTConfig
 """Whose fields training.extra may name."""
 
 
-class ResumableSftTrainer(ResumableTrainer, SFTTrainer):
+class ResumableSftTrainer(ResumableTrainer, HeadTrainer, SFTTrainer):
     """TRL's trainer with our checkpoints, and a held-out loss in which all tokens count alike."""
+
+    @property
+    def weighs_alike(self: Any) -> bool:  # type: ignore[override]
+        """Whether all tokens of a micro-batch have the same factor in the loss."""
+        return bool(self.args.loss_type == "nll")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; Trainer would average over micro-batches, however many tokens they have."""
