@@ -180,6 +180,10 @@ def bare(run: Run, folder: Path, steps: int) -> Curve:
         processing_class=AutoTokenizer.from_pretrained(source),
         peft_config=None if run.adapter == "full" else adapter,
     )
+    model: Any = trainer.model
+    others = {weight.dtype for weight in model.parameters()} - {torch.float32}
+    if others and run.kind == "float32":
+        raise ValueError(f"weights of {run.name} are in {others}: expected all in torch.float32.")
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Curve(losses, _held_out(trainer))
@@ -189,8 +193,10 @@ def _bare_model(run: Run, source: Path) -> Any:
     dtype = torch.float32 if run.kind in {"autocast", "float32"} else torch.bfloat16
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **quantised(run.adapter))
     if run == Run("qlora", "float32"):
-        # What 4 bits stand for, without rounding each layer's to bf16.
-        return model.dequantize(torch.float32)
+        # What 4 bits stand for, not rounded to bf16. TRL keeps the adapter of a quantised model in
+        # bf16, and takes it for one still.
+        model = model.dequantize(torch.float32)
+        model.is_loaded_in_4bit = False
     return model
 
 

@@ -5,7 +5,7 @@ loss needs, and computes them once more in the backward pass. What the gradient 
 is for its own logits is known as soon as these are, but for the factor that the loss gives it. So
 one product in three is saved where the head is frozen, one in four where it is trained.
 """
-# ruff: noqa: SLF001 - TRL's kernels are private
+# ruff: noqa: SLF001 - what TRL's models call has no public seam
 
 import math
 from collections.abc import Iterator
@@ -15,15 +15,14 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from trl.kernels import chunked_logprob as trl
+from torch.autograd.function import once_differentiable
+from trl.kernels import chunked_logprob as kernels
 from trl.trainer import utils
 
+_trl: Any = utils
+"""Where TRL's models look the function up at each call."""
 _UNIT: Final = 256
 """Tokens of a tile are a multiple of it, as those of the GPU's own tiles are."""
-
-
-_models: Any = utils
-"""Where TRL's models look the function up each time."""
 
 
 @contextmanager
@@ -34,12 +33,12 @@ def gradients_in_forward(*, weighs_alike: bool) -> Iterator[None]:
     trained head's gradient be summed before that factor is known. Where it was wrong, that gradient
     is NaN, which no optimizer gets to see. The entropy has no gradient.
     """
-    theirs = _models._ChunkedLogProbFunction
-    _models._ChunkedLogProbFunction = _Choice(theirs, weighs_alike)
+    theirs = _trl._ChunkedLogProbFunction
+    _trl._ChunkedLogProbFunction = _Choice(theirs, weighs_alike)
     try:
         yield
     finally:
-        _models._ChunkedLogProbFunction = theirs
+        _trl._ChunkedLogProbFunction = theirs
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,34 @@ class _Choice:
     theirs: Any
     weighs_alike: bool
 
-    def apply(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
+    def apply(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_size: int,
+        *others: Any,
+    ) -> Any:
         """Return what either function does."""
-        wanted = torch.is_grad_enabled() and hidden.requires_grad and len(hidden) > 0
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        possible = not trained or (self.weighs_alike and bias is None)
-        chosen = LogProbabilities if wanted and possible else self.theirs
-        return chosen.apply(hidden, weight, bias, *others)
+        possible = self._can_be_made(hidden, weight, bias)
+        tokens = tokens_of_a_tile(hidden, weight, chunk_size) if possible else 0
+        if not tokens:
+            arguments = (hidden, weight, bias, targets, temperature, chunk_size)
+            return self.theirs.apply(*arguments, *others)
+        return LogProbabilities.apply(hidden, weight, bias, targets, temperature, tokens, *others)
+
+    def _can_be_made(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        # On CPUs TRL computes masked tokens, too, which have another factor.
+        if not (_trl._use_triton(hidden.device) and torch.is_grad_enabled()):
+            return False
+        # A head that is cast would be there twice.
+        if not hidden.requires_grad or {hidden.dtype, weight.dtype} != {_computed_in(hidden)}:
+            return False
+        if weight.requires_grad:
+            return self.weighs_alike and bias is None
+        return bias is None or not bias.requires_grad
 
 
 class LogProbabilities(torch.autograd.Function):
@@ -69,36 +89,34 @@ class LogProbabilities(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        chunk_size: int,
+        tokens: int,
         final_logit_softcapping: float | None = None,
         logit_scale: float = 1.0,
-        outputs: tuple[str, ...] = trl.OPTIONAL_OUTPUTS,
+        outputs: tuple[str, ...] = kernels.OPTIONAL_OUTPUTS,
     ) -> tuple[Tensor | None, ...]:
         """Return the log-probabilities of targets (N), in float32, and the outputs asked for.
 
-        As TRL does, of hidden states (N, H), weights (V, H) and a bias (V).
+        As TRL does, of hidden states (N, H), weights (V, H) and a bias (V); with the logits of
+        `tokens` tokens at a time.
         """
         ctx.set_materialize_grads(False)
-        kind = hidden.device.type
-        cast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if cast else hidden.dtype
-        statistics = _Statistics(targets, outputs)
         transform = {
             "logit_scale": logit_scale,
             "softcap": final_logit_softcapping or 1.0,
             "inv_t": 1 / temperature,
             "HAS_SOFTCAP": final_logit_softcapping is not None,
         }
-        tokens = tokens_of_a_tile(hidden, weight, chunk_size)
-        of_hidden, of_weight = _fold(hidden, weight, bias, statistics, transform, tokens, dtype)
+        statistics = _Statistics(targets, outputs, transform)
+        of_hidden, of_weight = _gradients(hidden, weight, bias, tokens, statistics)
         ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
-        found = statistics.found(weight.shape[0])
+        found = statistics.outputs_for(len(weight))
         ctx.mark_non_differentiable(*(each for each in found[1:] if each is not None))
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        """Return the gradients, now that the factors (N) are known."""
+        """Return the gradients, now that the factors (N) are known; once, as they are scaled."""
         of_hidden, of_weight = ctx.saved_tensors
         factors = gradients[0]
         if factors is None:
@@ -110,72 +128,70 @@ class LogProbabilities(torch.autograd.Function):
 
 
 def tokens_of_a_tile(hidden: Tensor, weight: Tensor, chunk_size: int) -> int:
-    """Return as many tokens as TRL's backward pass has memory for.
+    """Return of how many tokens the logits take no more memory than TRL's backward pass.
 
-    It holds a tile, the gradient of the hidden states in float32, and in the end that of a trained
-    head once more in bf16.
+    That has a tile of `chunk_size` logits for some tokens, and in the end a trained head's gradient
+    once more, cast from float32. 0 where that is too little for a product.
     """
-    size = 2 * trl.TOKEN_CHUNK_SIZE * chunk_size + 4 * hidden.numel()
-    if weight.requires_grad:
-        size += 2 * weight.numel()
-    return max(_UNIT, size // (2 * weight.shape[0]) // _UNIT * _UNIT)
+    size = min(len(hidden), kernels.TOKEN_CHUNK_SIZE) * chunk_size
+    if weight.requires_grad and weight.dtype is not torch.float32:
+        size += weight.numel()
+    return size // len(weight) // _UNIT * _UNIT
 
 
-def _fold(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    statistics: "_Statistics",
-    transform: dict[str, Any],
-    tokens: int,
-    dtype: torch.dtype,
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: int, statistics: "_Statistics"
 ) -> tuple[Tensor, Tensor | None]:
-    """Go through all tokens; return the gradients of their summed log-probabilities.
+    """Return the gradients of the summed log-probabilities, and fill in the statistics.
 
-    That of the weights is in float32, as TRL's: sums of many tiles.
+    That of the weights is summed over the tiles in float32, as TRL's is.
     """
-    count, vocabulary = len(hidden), len(weight)
-    columns = weight.to(dtype)
     of_hidden, of_weight = torch.empty_like(hidden), None
     if weight.requires_grad:
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
-    tiles = hidden.new_empty((min(count, tokens), vocabulary), dtype=dtype)
-    for start in range(0, count, tokens):
-        part = slice(start, min(start + tokens, count))
-        rows = hidden[part].to(dtype)
-        tile = tiles[: len(rows)]
-        torch.mm(rows, columns.t(), out=tile)
+    logits = hidden.new_empty((min(len(hidden), tokens), len(weight)))
+    for start in range(0, len(hidden), tokens):
+        part = slice(start, min(start + tokens, len(hidden)))
+        tile = logits[: part.stop - start]
+        torch.mm(hidden[part], weight.t(), out=tile)
         if bias is not None:
-            tile.add_(bias.to(dtype))
-        statistics.fold(tile, part, transform)
-        of_hidden[part] = tile @ columns
+            tile.add_(bias)
+        statistics.turn_into_gradient(tile, part)
+        torch.mm(tile, weight, out=of_hidden[part])
         if of_weight is not None:
-            trl._addmm_fp32(of_weight, tile.t(), rows)
+            kernels._addmm_fp32(of_weight, tile.t(), hidden[part])
     return of_hidden, of_weight
 
 
 class _Statistics:
     """What is kept of each token's logits."""
 
-    def __init__(self, targets: Tensor, outputs: tuple[str, ...]) -> None:
+    def __init__(
+        self, targets: Tensor, outputs: tuple[str, ...], transform: dict[str, Any]
+    ) -> None:
         def filled(value: float) -> Tensor:
             return torch.full_like(targets, value, dtype=torch.float32)
 
-        self.targets, self.outputs = targets, outputs
+        self.targets, self.outputs, self.transform = targets, outputs, transform
         self.largest, self.before = filled(-math.inf), filled(-math.inf)
         self.sums, self.weighted, self.squares = filled(0), filled(0), filled(0)
         self.plain, self.target, self.ones = filled(0), filled(0), filled(1)
 
-    def fold(self, tile: Tensor, part: slice, transform: dict[str, Any]) -> None:
-        """Keep what is needed of some tokens' logits, which then become their gradient."""
+    def turn_into_gradient(self, tile: Tensor, part: slice) -> None:
+        """Keep what is needed of some tokens' logits, and replace these by their gradient."""
         count, vocabulary = tile.shape
-        on_gpu = trl._use_triton(tile.device)
-        common = {"BLOCK_SIZE": trl._BLOCK_SIZE, **transform}
+        on_gpu = kernels._use_triton(tile.device)
+        common = {"BLOCK_SIZE": kernels._BLOCK_SIZE, **self.transform}
         kept = (
             self.largest, self.sums, self.weighted, self.squares, self.plain, self.before,
             self.target,
         )  # fmt: skip
-        forward: Any = trl._forward_kernel[(count,)] if on_gpu else trl._forward_tile
+        forward: Any = kernels._forward_kernel[(count,)] if on_gpu else kernels._forward_tile
         forward(
             tile,
             tile.stride(0),
@@ -183,17 +199,18 @@ class _Statistics:
             *(each[part] for each in kept),
             0,
             vocabulary,
-            **{f"HAS_{name.upper()}": name in self.outputs for name in trl.OPTIONAL_OUTPUTS},
+            **{f"HAS_{name.upper()}": name in self.outputs for name in kernels.OPTIONAL_OUTPUTS},
             **common,
         )
         normalizer = self.largest[part] + self.sums[part].log()
-        blocks = -(-vocabulary // trl._BLOCK_SIZE)
-        backward: Any = trl._backward_kernel[(count, blocks)] if on_gpu else trl._backward_tile
+        grid = (count, -(-vocabulary // kernels._BLOCK_SIZE))
+        backward: Any = kernels._backward_kernel[grid] if on_gpu else kernels._backward_tile
         backward(
             tile,
             tile.stride(0),
             self.targets[part],
             normalizer,
+            # Of the entropy and its gradient, which is not asked for.
             normalizer,
             self.ones[part],
             normalizer,
@@ -204,14 +221,16 @@ class _Statistics:
             **common,
         )
 
-    def found(self, vocabulary: int) -> tuple[Tensor | None, ...]:
+    def outputs_for(self, vocabulary: int) -> tuple[Tensor | None, ...]:
         """Return log-probabilities, and of the other outputs those asked for, else None."""
         normalizer = self.largest + self.sums.log()
         others = {
-            "entropy": normalizer - self.weighted / self.sums,
-            "log_sum_sq_probs": self.squares.log() - 2 * self.sums.log(),
-            "mean_logits": self.plain / vocabulary,
-            "is_top1": (self.target >= self.largest) & (self.target > self.before),
+            "entropy": lambda: normalizer - self.weighted / self.sums,
+            "log_sum_sq_probs": lambda: self.squares.log() - 2 * self.sums.log(),
+            "mean_logits": lambda: self.plain / vocabulary,
+            "is_top1": lambda: (self.target >= self.largest) & (self.target > self.before),
         }
-        chosen = (others[name] if name in self.outputs else None for name in trl.OPTIONAL_OUTPUTS)
+        chosen = (
+            others[name]() if name in self.outputs else None for name in kernels.OPTIONAL_OUTPUTS
+        )
         return self.target - normalizer, *chosen

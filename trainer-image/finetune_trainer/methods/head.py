@@ -13,8 +13,8 @@ class HeadTrainer:
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Go forward."""
-        # On CPUs TRL computes masked tokens too; with spread weights it was never tried on GPUs.
-        if self.args.device.type != "cuda" or self.has_own_ways:
+        # With spread weights it was never tried on GPUs.
+        if self.has_own_ways:
             return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
         with gradients_in_forward(weighs_alike=self.weighs_alike):
             return super().compute_loss(*args, **kwargs)  # type: ignore[misc]

@@ -18,10 +18,7 @@ CONFIGURATION = SFTConfig
 class ResumableSftTrainer(ResumableTrainer, HeadTrainer, SFTTrainer):
     """TRL's trainer with our checkpoints, and a held-out loss in which all tokens count alike."""
 
-    @property
-    def weighs_alike(self: Any) -> bool:  # type: ignore[override]
-        """Whether all tokens of a micro-batch have the same factor in the loss."""
-        return bool(self.args.loss_type == "nll")
+    weighs_alike = True
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; Trainer would average over micro-batches, however many tokens they have."""

@@ -13,7 +13,7 @@ from finetune_operator.planning.memory.states import States
 TILE_TOKENS: Final = 4096
 TILE_COLUMNS: Final = 32768
 """The output head is worked through in tiles of so many tokens and logits (TRL 1.16,
-kernels/chunked_logprob.py)."""
+kernels/chunked_logprob.py), or of other ones that take no more (finetune_trainer/head.py)."""
 
 
 @dataclass(frozen=True)
