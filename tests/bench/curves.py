@@ -226,6 +226,8 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if not torch.cuda.is_available():
+        if options.kind is None:
+            sys.exit("bench.curves: CUDA sees no GPU: name the --kind that is to run on a CPU.")
         os.environ[names.DEVICE_ENV] = "cpu"
     curves = _read(options.output)
     started = time.monotonic()

@@ -37,10 +37,9 @@ class Compilation:
     share: float
     """Of a step that it saves."""
 
-    @property
-    def pays(self) -> bool:
-        """Whether it saves more than it costs."""
-        return self.share * self.training["none"] > self.cost
+    def pays(self, checkpointing: Checkpointing) -> bool:
+        """Tell whether it saves more than it costs."""
+        return self.share * self.training[checkpointing] > self.cost
 
     def seconds(self, checkpointing: Checkpointing, compiled: bool) -> float:
         """Return how long training takes, and compiling before it."""
@@ -80,15 +79,16 @@ def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Can
     number = candidate.precision
     found = compilation(spec, preparation, candidate.gpus, candidate.max_length, number)
     saved = "saved" if number == "bf16" else "assumed to be saved"
-    training = _in_words(found.training["none"])
+    training = _in_words(found.training[candidate.checkpointing])
+    pays = found.pays(candidate.checkpointing)
     sums = (
         f"about {training} of training by its arithmetic, {found.share:.0%} of it {saved},"
         f" against {_in_words(found.cost)} to compile"
     )
     if candidate.compile:
-        spared = "" if found.pays else "; but layers as they are take more memory"
+        spared = "" if pays else "; but layers as they are take more memory"
         return f"Compile on: {sums}{spared}."
-    if found.pays:
+    if pays:
         return f"Compile off: layers as they are take less memory here; {sums}."
     return f"Compile off: {sums}{_UNFUSED if number == 'float8' else ''}."
 

@@ -97,6 +97,13 @@ def test_packed_rows_are_counted_as_they_are_filled() -> None:
                 " against 30 s to compile."
             ),
         ),
+        (
+            {"maxSteps": 10_000, "gradientCheckpointing": "full"},
+            (
+                "Compile on: about 61 min of training by its arithmetic, 20% of it saved,"
+                " against 30 s to compile."
+            ),
+        ),
         ({"compile": "never"}, "Compile never: as asked for."),
     ],
 )
@@ -136,7 +143,7 @@ def test_layers_are_compiled_for_memory_too_and_the_plan_says_so() -> None:
 def test_compiling_may_pay_because_it_spares_checkpointing() -> None:
     kinds: dict[Any, float] = {"none": 50, "selective": 60, "full": 70}
     estimated = Compilation(cost=15, training=kinds, share=0.2)
-    assert not estimated.pays
+    assert not estimated.pays("none")
     assert estimated.seconds("none", False) < estimated.seconds("none", True)
     assert estimated.seconds("none", True) < estimated.seconds("selective", False)
     short = replace(estimated, training={kind: time / 5 for kind, time in kinds.items()})
