@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trl.kernels import ChunkedLogProbFunction, chunked_logprob
+from trl.kernels import ChunkedLogProbFunction
 from trl.trainer import utils
 
 from finetune_trainer.head import LogProbabilities, gradients_in_forward, tokens_of_a_tile
 from finetune_trainer.methods.head import HeadTrainer
+from unit.trainer import head_kernels
 from unit.trainer.builders import make_plan
 from unit.trainer.conftest import Site
 from unit.trainer.faults import run_here
@@ -95,26 +96,7 @@ def test_kernels_give_what_they_give_on_a_gpu() -> None:
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
         with ProcessPoolExecutor(1, mp_context=spawn) as process:
-            by_kernels, as_here = process.submit(by_both).result()
-    torch.testing.assert_close(by_kernels, as_here, atol=1e-4, rtol=1e-4)
-
-
-def by_both() -> list[tuple[Tensor, ...]]:
-    """Return what kernels give for a vocabulary of two blocks, and what PyTorch does."""
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hidden, weight = torch.randn(6, WIDTH), torch.randn(1100, WIDTH)
-    targets = torch.randint(1100, (6,))
-    results = []
-    for chosen, on_gpu in ((device, True), ("cpu", False)):
-        vars(chunked_logprob)["_use_triton"] = lambda _, on_gpu=on_gpu: on_gpu
-        rows = hidden.to(chosen).requires_grad_()
-        columns = weight.to(chosen).requires_grad_()
-        outputs: Any = LogProbabilities.apply(rows, columns, None, targets.to(chosen), 0.7, 4, 30.0)
-        outputs[0].sum().backward()
-        gradients = [each.grad for each in (rows, columns) if each.grad is not None]
-        results.append(tuple(each.detach().cpu() for each in (*outputs, *gradients)))
-    return results
+            process.submit(head_kernels.compare).result()
 
 
 def test_a_trained_head_has_no_gradient_where_the_loss_weighs_tokens_differently() -> None:
