@@ -10,7 +10,7 @@ from trl.kernels import chunked_logprob
 
 from finetune_trainer.head import LogProbabilities
 
-WIDTH, VOCABULARY, TOKENS, TILE = 16, 1100, 6, 4
+WIDTH, VOCABULARY, TOKENS, TILE = 16, 1100, 3, 2
 """Two blocks of logits and two tiles of tokens, the last of both not full."""
 
 
