@@ -89,7 +89,7 @@ def test_in_bf16_it_is_about_as_near_to_what_is_right_as_trl(trained: bool) -> N
     assert all(error < 1.3 * other for error, other in zip(mine, others, strict=True))
 
 
-def test_kernels_give_what_they_give_on_a_gpu() -> None:
+def test_kernels_give_what_pytorch_does() -> None:
     """Triton decides when it is imported whether it interprets: in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with pytest.MonkeyPatch.context() as patch:
@@ -241,10 +241,13 @@ def test_jobs_learn_the_same(
     used.clear()
     assert run_here(other, config) == 0, other.result().message
     assert not used
-    losses, expected = (
-        [entry["loss"] for entry in each.metrics() if "loss" in entry] for each in (site, other)
-    )
-    assert losses == pytest.approx(expected, abs=1e-4)
+    # AdamW takes no notice of the gradient's size.
+    for name in ("loss", "grad_norm"):
+        found_here, expected = (
+            [entry[name] for entry in each.metrics() if name in entry] for each in (site, other)
+        )
+        assert len(expected) == 3
+        assert found_here == pytest.approx(expected, rel=1e-3)
 
 
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
