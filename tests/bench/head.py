@@ -65,12 +65,13 @@ def main() -> int:
     """Print the table."""
     if not torch.cuda.is_available():
         sys.exit("bench.head: CUDA sees no GPU: run it where there is one.")
-    print("| head | ms | TRL | MiB | TRL |\n|---|---|---|---|---|")
+    print("| head | ms | TRL | ratio | MiB | TRL |\n|---|---|---|---|---|---|")
     for shape in SHAPES:
         for trained in (False, True):
             ours, theirs = (measure(shape, trained=trained, ours=ours) for ours in (True, False))
             name = f"{shape.model}, {'trained' if trained else 'frozen'}"
-            print(f"| {name} | {ours[0]:.1f} | {theirs[0]:.1f} | {ours[1]:.0f} | {theirs[1]:.0f} |")
+            times = f"{ours[0]:.1f} | {theirs[0]:.1f} | {theirs[0] / ours[0]:.2f}"
+            print(f"| {name} | {times} | {ours[1]:.0f} | {theirs[1]:.0f} |")
     return 0
 
 
