@@ -6,6 +6,7 @@ use, and it turns every exit code into 1, where the operator decides from exit c
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ def launch(plan: Plan, arguments: list[str]) -> int:
     Once one has failed the others are told to end, and what they end with says nothing. One that
     stopped for SIGTERM has not failed: the others stop at the same step.
     """
-    processes = [_start(plan, rank, arguments) for rank in range(plan.gpus_per_node)]
+    meeting = _meeting(plan)
+    processes = [_start(plan, rank, arguments, meeting) for rank in range(plan.gpus_per_node)]
 
     def forward(number: int, _frame: FrameType | None) -> None:
         for process in processes:
@@ -48,15 +50,30 @@ def launch(plan: Plan, arguments: list[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _start(plan: Plan, local_rank: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
+def _meeting(plan: Plan) -> dict[str, str]:
+    """Return where the processes meet: as the operator says, or, of one pod, at a free port.
+
+    Jobs that run on one host, outside a cluster, must not meet each other.
+    """
+    if plan.nodes == 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    return {
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(names.RENDEZVOUS_PORT)),
+    }
+
+
+def _start(
+    plan: Plan, local_rank: int, arguments: list[str], meeting: dict[str, str]
+) -> "subprocess.Popen[bytes]":
     node = int(os.environ.get("GROUP_RANK", "0"))
     ranks = {
         "LOCAL_RANK": str(local_rank),
         "RANK": str(node * plan.gpus_per_node + local_rank),
         "WORLD_SIZE": str(plan.nodes * plan.gpus_per_node),
         "LOCAL_WORLD_SIZE": str(plan.gpus_per_node),
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT", str(names.RENDEZVOUS_PORT)),
+        **meeting,
     }
     command = [sys.executable, "-m", "finetune_trainer.cli", *arguments]
     return subprocess.Popen(command, env=os.environ | ranks)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure, Result
 from finetune_trainer import environment, launcher, message
@@ -108,6 +110,20 @@ def test_a_pod_ends_with_the_exit_code_of_the_process_that_failed(tmp_path: Path
     arguments = ["run", "--config=/none/job.json", f"--termination-log={log}"]
     assert launcher.launch(make_plan(gpus=2, gpus_per_node=2, strategy="ddp"), arguments) == 64
     assert "--config /none/job.json cannot be read" in log.read_text()
+
+
+def test_processes_of_one_pod_meet_at_a_port_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$MASTER_ADDR $MASTER_PORT" > "{tmp_path}/$RANK"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert launcher.launch(make_plan(gpus=2, gpus_per_node=2, strategy="ddp"), ["run"]) == 0
+    address, port = (tmp_path / "0").read_text().split()
+    assert (tmp_path / "1").read_text().split() == [address, port]
+    assert int(port) != names.RENDEZVOUS_PORT
+    socket.create_server((address, int(port))).close()
 
 
 def test_several_gpus_are_several_processes_whatever_the_pods() -> None:
