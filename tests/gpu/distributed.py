@@ -5,10 +5,12 @@ it on a machine with 2 or 4 GPUs, from the root of the checkout, with the traine
 
     PYTHONPATH=crds:trainer-image:tests .venv/bin/python tests/gpu/distributed.py [STRATEGY ...]
 
+`--adapter lora` or `full` leaves the other out. Several may run at once, but for hsdp.
 It ends with exit code 1 when a run fails, does not resume to the same losses, or differs from DDP.
 """
 # ruff: noqa: T201 - what it prints is its result
 
+import argparse
 import json
 import os
 import subprocess
@@ -22,10 +24,17 @@ from finetune_api.trainer import TrainerConfig
 from unit.trainer.builders import chat_rows, make_config, make_plan, save_tokenizer, write_rows
 
 GPUS = 2
-TOLERANCE = 0.02
-"""Relative difference of a loss in bf16, where sums are made in another order."""
+TOLERANCES = {"lora": 0.02, "full": 0.05}
+"""Relative difference of a loss in bf16, where sums are made in another order. With full DDP keeps
+weights in bf16, rounded at random; the others keep them in float32 and round them for each pass,
+which leaves out the first small updates of weights that were read as bf16.
+"""
 
 STRATEGIES = ("ddp", "fsdp", "hsdp", "zero2", "zero3")
+CHECKPOINTING = {"lora": "none", "full": "full"}
+"""Of the activations, by adapter."""
+RATES = {"lora": 1e-3, "full": 1e-4}
+"""With full so high that an update is seen in bf16."""
 
 
 def save_model(folder: Path) -> None:
@@ -51,7 +60,7 @@ def save_model(folder: Path) -> None:
     save_tokenizer(folder)
 
 
-def job(strategy: str, adapter: str, checkpointing: str) -> TrainerConfig:
+def job(strategy: str, adapter: str) -> TrainerConfig:
     """Return job.json of one case."""
     nodes = 2 if strategy == "hsdp" else 1
     plan = make_plan(
@@ -62,7 +71,7 @@ def job(strategy: str, adapter: str, checkpointing: str) -> TrainerConfig:
         precision="bf16",
         micro_batch_size=4 // nodes,
         gradient_accumulation_steps=2,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=CHECKPOINTING[adapter],
     )
     return make_config(
         plan,
@@ -71,7 +80,7 @@ def job(strategy: str, adapter: str, checkpointing: str) -> TrainerConfig:
         training={
             "maxSteps": 20,
             "batchSize": 8 * GPUS,
-            "learningRate": 1e-3 if adapter == "lora" else 1e-4,
+            "learningRate": RATES[adapter],
             "evalEverySteps": 10,
             "checkpoint": {"everySteps": 5},
         },
@@ -109,9 +118,9 @@ def losses(root: Path) -> dict[str, float]:
     return {f"{key}@{one['step']}": one[key] for one in entries for key in keys if key in one}
 
 
-def run_case(sources: Path, strategy: str, adapter: str, checkpointing: str) -> dict[str, float]:
+def run_case(sources: Path, strategy: str, adapter: str) -> dict[str, float]:
     """Prepare, train past a checkpoint, stop by SIGTERM, go on to the end; return the losses."""
-    config = job(strategy, adapter, checkpointing)
+    config = job(strategy, adapter)
     root = Path(tempfile.mkdtemp(prefix=f"{strategy}-{adapter}-"))
     (root / "workspace").mkdir()
     (root / "output").mkdir()
@@ -127,7 +136,7 @@ def run_case(sources: Path, strategy: str, adapter: str, checkpointing: str) -> 
     again = start_pods(root, config) if stopped else []
     assert all(pod.wait() == 0 for pod in again), "the second run failed"
     result = json.loads((root / "termination-log").read_text())
-    print(strategy, adapter, checkpointing, "stopped" if stopped else "not stopped", result)
+    print(strategy, adapter, "stopped" if stopped else "not stopped", result)
     _check_artifact(root / "output/tiny", adapter)
     return losses(root)
 
@@ -148,20 +157,23 @@ def _strategies() -> list[str]:
 
 def main() -> int:
     """Run all cases; return the exit code."""
+    parser = argparse.ArgumentParser(prog="distributed.py", description=__doc__)
+    parser.add_argument("strategies", nargs="*", metavar="STRATEGY", help=", ".join(STRATEGIES))
+    parser.add_argument("--adapter", choices=CHECKPOINTING, help="only with this one")
+    options = parser.parse_args()
     sources = Path(tempfile.mkdtemp()) / "sources"
     save_model(sources / "pvc/models/tiny")
     write_rows(sources / "pvc/data/rows.jsonl", chat_rows(400))
-    chosen = sys.argv[1:] or _strategies()
     differs = False
-    for adapter, checkpointing in (("lora", "none"), ("full", "full")):
-        reference = run_case(sources, "ddp", adapter, checkpointing)
-        for strategy in chosen:
+    for adapter in [options.adapter] if options.adapter else CHECKPOINTING:
+        reference = run_case(sources, "ddp", adapter)
+        for strategy in options.strategies or _strategies():
             if strategy == "ddp":
                 continue
-            found = run_case(sources, strategy, adapter, checkpointing)
+            found = run_case(sources, strategy, adapter)
             for name, loss in reference.items():
                 print(f"{adapter:5} {strategy:6} {name:13} {loss:.4f} (ddp) {found[name]:.4f}")
-                differs |= abs(found[name] / loss - 1) > TOLERANCE
+                differs |= abs(found[name] / loss - 1) > TOLERANCES[adapter]
     print("differs" if differs else "all are as ddp")
     return int(differs)
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -80,8 +81,9 @@ def join(device: Device) -> None:
     except torch.distributed.DistError as error:
         raise JobFailure(
             Reason.INTERNAL_ERROR,
-            f"the {world_size} processes did not meet at {host}:{port} within {minutes:.0f} "
-            "minutes: see why the other trainer pods of this attempt did not start.",
+            f"the {world_size} processes did not meet at {host}:{port}: they have {minutes:.0f} "
+            "minutes, and none else may listen there; see why the others of this attempt did not "
+            f"start ({str(error).splitlines()[0]})",
         ) from error
     torch.distributed.init_process_group(
         "nccl" if device.cuda else "gloo",
@@ -275,6 +277,19 @@ def _deepspeed(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, A
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "gradient_clipping": spec.training.max_grad_norm,
     }
+
+
+def keep_outputs(trainer: Any, plan: Plan) -> None:
+    """Leave what a sharded model returns in float32, before it is sharded.
+
+    Accelerate has FSDP2 round it to bfloat16: log-probabilities among it, of which `dpo`, `kto`
+    and `grpo` take small differences.
+    """
+    if plan.strategy in FSDP:
+        plugin = trainer.accelerator.state.fsdp_plugin
+        if plugin.mixed_precision_policy is not None:
+            policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+            plugin.mixed_precision_policy = policy
 
 
 def gather_weights(trainer: Any, plan: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:

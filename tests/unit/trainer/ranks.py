@@ -83,7 +83,8 @@ def _sharded_on_the_cpu(
     sharded: Any = FSDPModule
     sharded.set_requires_gradient_sync = None
     replaced: Any = run
-    replaced.choose_device = lambda *_: Device(cuda=False, dtype=torch.float32)
+    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
+    replaced.choose_device = lambda plan, _: Device(cuda=False, dtype=dtypes[plan.precision])
     main(arguments, interruption, environment)
 
 
