@@ -1,5 +1,6 @@
 """How long rows may be, and the sentences that refuse longer ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -12,6 +13,29 @@ DEFAULT_MAX_LENGTH: Final = 4096
 """Longest row when training.maxLength is unset and the model knows more."""
 
 MAX_LENGTH, MAX_PROMPT_LENGTH = "training.maxLength", "generation.maxPromptLength"
+
+PADDED_TOGETHER: Final = (2, 4, 8)
+"""How many rows DatasetFacts.padded_tokens tells of: the sizes of a micro-batch on a GPU."""
+
+
+def padded_tokens(counts: Mapping[int, int]) -> list[float]:
+    """Return for each of PADDED_TOGETHER the mean tokens of the longest of so many rows.
+
+    Args:
+        counts: how many rows there are of each length in tokens.
+
+    Each is drawn from all: where a share u of the rows is no longer than a length, the longest of n
+    is not with a probability of u^n.
+    """
+    rows = sum(counts.values())
+    means = []
+    for together in PADDED_TOGETHER:
+        mean, seen = 0.0, 0
+        for length, count in sorted(counts.items()):
+            before, seen = seen, seen + count
+            mean += length * ((seen / rows) ** together - (before / rows) ** together)
+        means.append(round(mean, 1))
+    return means
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from finetune_api.flops import flops_per_token, forward_flops, multiplied_weights
+from finetune_api.lengths import PADDED_TOGETHER
 from finetune_api.spec import ONLINE, FineTuneJobSpec, Generation, Grpo, Kto, Method
 from finetune_api.status import ModelFacts, Plan, Preparation
 from finetune_operator.planning.architecture import facts_of_name
@@ -37,16 +38,16 @@ def expected_time(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -
     Like are runs on the same GPU product (tokensPerSecond in its calibration file, of one GPU) of
     the same method with the same kind of adapter, checkpointing, number format and compilation, and
     of mixtures of experts for mixtures; of those the one whose model is nearest. Speed goes by the
-    arithmetic of a token. Padding, start, evaluation, export and communication between GPUs come on
-    top. Methods that write completions do that for most of the time, so that there is none for
-    them, nor by arithmetic for GPUs that are not known and for float32.
+    arithmetic of a token; padding is tokens, too. Start, evaluation, export and communication
+    between GPUs come on top. Methods that write completions do that for most of the time, so that
+    there is none for them, nor by arithmetic for GPUs that are not known and for float32.
     """
     if spec.method in ONLINE or not plan.gpus:
         return None
-    length = _attended_tokens(spec, preparation, plan.max_length)
+    length = _attended_tokens(spec, preparation, plan.max_length, plan.micro_batch_size)
     checkpointing = plan.gradient_checkpointing
     needed = _flops_of_token(spec, preparation.model, length, checkpointing)
-    tokens = _training_tokens(spec, preparation, plan.max_length)
+    tokens = _training_tokens(spec, preparation, plan.max_length, length)
     nearest = min(_alike(spec, plan, preparation.model, length, needed), default=None)
     if nearest is not None and nearest[0] <= _FARTHEST:
         return Expected(tokens / nearest[1] / 3600, "Measured")
@@ -59,10 +60,12 @@ def expected_time(spec: FineTuneJobSpec, preparation: Preparation, plan: Plan) -
 def training_flops(
     spec: FineTuneJobSpec, preparation: Preparation, max_length: int, checkpointing: str
 ) -> float:
-    """Return the FLOPs of all training steps, with what checkpointing computes again."""
+    """Return the FLOPs of all training steps, with what checkpointing computes again; padding is
+    left out.
+    """
     length = _attended_tokens(spec, preparation, max_length)
     token = _flops_of_token(spec, preparation.model, length, checkpointing)
-    return _training_tokens(spec, preparation, max_length) * token
+    return _training_tokens(spec, preparation, max_length, length) * token
 
 
 def _alike(
@@ -124,10 +127,13 @@ def again_flops(model: ModelFacts, weights: int, length: float, checkpointing: s
     return forward_flops(model, weights, length if checkpointing == "full" else 0)
 
 
-def _training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
-    """Return the tokens of all steps, of both sequences of a pair."""
+def _training_tokens(
+    spec: FineTuneJobSpec, preparation: Preparation, max_length: int, row: float
+) -> float:
+    """Return the tokens of all steps, of both sequences of a pair, with rows of so many unless they
+    are packed.
+    """
     training, dataset = spec.training, preparation.dataset
-    row = _attended_tokens(spec, preparation, max_length)
     if training.packing:
         row = max_length
     if training.max_steps is not None:
@@ -143,11 +149,19 @@ def _training_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length
     return tokens * (2 if spec.method in PAIRED else 1)
 
 
-def _attended_tokens(spec: FineTuneJobSpec, preparation: Preparation, max_length: int) -> float:
-    """Return the tokens of a sequence in the mean, of which packed rows hold several; completions
-    are as long as they may be.
+def _attended_tokens(
+    spec: FineTuneJobSpec, preparation: Preparation, max_length: int, micro_batch_size: int = 1
+) -> float:
+    """Return the tokens of a sequence in the mean, of which packed rows hold several; others are
+    padded to the longest of a micro-batch, and completions are as long as they may be.
     """
+    dataset = preparation.dataset
+    tokens = dataset.mean_tokens
+    if not spec.training.packing:
+        # Preparations of older versions have none.
+        padded = dict(zip(PADDED_TOGETHER, dataset.padded_tokens, strict=False))
+        tokens = padded.get(micro_batch_size, tokens)
     written = 0
     if spec.method in ONLINE:
         written = (spec.generation or Generation()).max_completion_length
-    return min(preparation.dataset.mean_tokens + written, max_length)
+    return min(tokens + written, max_length)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_api.status import DatasetFacts, Memory, Plan, Preparation
+from finetune_api.status import Memory, Plan, Preparation
 from finetune_operator.planning.candidates import (
     CPU_MODEST_GIB,
     CPU_MODEST_SHARE,
@@ -93,20 +93,15 @@ def _assumed(spec: FineTuneJobSpec, limit: float) -> list[str]:
     return [f"GPU {gpu.product}: {words}."]
 
 
-def pads(spec: FineTuneJobSpec, data: DatasetFacts, rows: int, max_length: int) -> bool:
-    """Tell whether a micro-batch of so many rows is mostly padding which packing would save."""
-    unlike = rows > 1 and data.mean_tokens < min(data.max_tokens, max_length) / 2
-    return unlike and spec.method is Method.SFT and not spec.training.packing
-
-
 def why_not_packed(
     spec: FineTuneJobSpec, preparation: Preparation, candidate: Candidate
 ) -> list[str]:
     """Return that a micro-batch is mostly padding, if that is so."""
     data = preparation.dataset
-    if not pads(spec, data, candidate.micro_batch_size, candidate.max_length):
-        return []
     mean, longest = data.mean_tokens, min(data.max_tokens, candidate.max_length)
+    unlike = candidate.micro_batch_size > 1 and mean < longest / 2
+    if not unlike or spec.method is not Method.SFT or spec.training.packing:
+        return []
     reason = (
         f"Packing off: rows have {mean:.0f} tokens on average beside a longest of {longest}, and a"
         " micro-batch is padded to its longest; with training.packing rows are filled with several"

@@ -3,7 +3,8 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
@@ -41,16 +42,23 @@ class DataFile:
     """What a plan and a recommendation need to know of a file of rows."""
 
     path: Path
-    rows: int
     columns: frozenset[str]
-    tokens: int
-    """Of all rows, about."""
-    longest: int
-    """Tokens of the longest row, about."""
+    lengths: Mapping[int, int]
+    """How many rows there are of each length in tokens, about."""
     read_as: DatasetFormat | None
     """The format that the job reads them as; None when they do not fit it."""
     misfit: str
     """Why preparation would refuse them, if it is their columns."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(self.lengths.values())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, about."""
+        return max(self.lengths)
 
     @property
     def format(self) -> DatasetFormat | None:
@@ -65,7 +73,7 @@ def read_data_file(path: Path, reading: Reading | None = None) -> DataFile:
     Without a reading, all text in a row counts as its length.
     """
     columns: set[str] = set()
-    count = total = longest = 0
+    lengths: Counter[int] = Counter()
     method = reading.method if reading else None
     try:
         rows = _rows(path)
@@ -73,8 +81,7 @@ def read_data_file(path: Path, reading: Reading | None = None) -> DataFile:
         shape, renames, misfit = _recognised(head, path, reading)
         for row in chain(head, rows):
             columns |= row.keys()
-            length = tokens(_renamed(row, renames), shape, method)
-            count, total, longest = count + 1, total + length, max(longest, length)
+            lengths[tokens(_renamed(row, renames), shape, method)] += 1
     except OSError as error:
         raise PluginError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -82,7 +89,7 @@ def read_data_file(path: Path, reading: Reading | None = None) -> DataFile:
     if not columns:
         raise PluginError(f"{path} has no rows with columns: name a file with data.")
     form = shape.format if shape else None
-    return DataFile(path, count, frozenset(columns), total, longest, form, misfit)
+    return DataFile(path, frozenset(columns), lengths, form, misfit)
 
 
 def _recognised(

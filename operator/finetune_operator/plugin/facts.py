@@ -1,12 +1,13 @@
 """What a plan rests on when no preparation has measured it: flags, files, the catalogue."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_api.lengths import MAX_LENGTH, RowLimit, row_limit
+from finetune_api.lengths import MAX_LENGTH, RowLimit, padded_tokens, row_limit
 from finetune_api.sources import JOB_SCHEME
 from finetune_api.spec import ONLINE, DatasetFormat, FineTuneJobSpec
 from finetune_api.status import DatasetFacts, ModelFacts, Preparation
@@ -70,6 +71,18 @@ class _Rows:
         """Tokens of the longest, before it is cut."""
         return self.known.tokens or (max(1, self.data.longest) if self.data else ASSUMED_TOKENS)
 
+    def lengths(self, longest: int) -> Counter[int]:
+        """Return how many rows there are of each length when they are cut to the longest.
+
+        Without data all lengths are taken to be as frequent.
+        """
+        if self.data is None:
+            return Counter(range(longest + 1))
+        cut: Counter[int] = Counter()
+        for length, count in self.data.lengths.items():
+            cut[min(length, longest)] += count
+        return cut
+
     @property
     def are_measured(self) -> bool:
         """Whether the length of the longest row is known, if only by its characters."""
@@ -93,7 +106,7 @@ def basis(spec: FineTuneJobSpec, known: Known) -> Basis:
         else:
             longest = min(longest, limit.tokens)
     dataset = _dataset(spec, rows, longest, reserved)
-    notes = (model_note, *_notes(spec, rows, dataset))
+    notes = (model_note, *_notes(spec, rows, dataset, longest))
     return Basis(Preparation(model=model, dataset=dataset), notes, refusal, enough)
 
 
@@ -171,8 +184,9 @@ def _scale(data: DataFile) -> str:
 
 def _dataset(spec: FineTuneJobSpec, rows: _Rows, longest: int, reserved: int) -> DatasetFacts:
     """Return the facts of the data as preparation would, with the longest row as it is trained."""
-    data = rows.data
-    mean = min(longest, data.tokens / data.rows) if data else longest / 2
+    data, counts = rows.data, rows.lengths(longest)
+    each = sorted(counts.elements())
+    mean = sum(each) / len(each)
     return DatasetFacts(
         format=(data.read_as or data.format if data else None) or spec.dataset.format,
         rows=rows.count,
@@ -180,13 +194,14 @@ def _dataset(spec: FineTuneJobSpec, rows: _Rows, longest: int, reserved: int) ->
         tokens=round(rows.count * mean),
         max_tokens=longest + reserved,
         mean_tokens=mean,
-        p95_tokens=longest,
+        p95_tokens=each[int(0.95 * len(each))],
+        padded_tokens=padded_tokens(counts),
     )
 
 
-def _notes(spec: FineTuneJobSpec, rows: _Rows, facts: DatasetFacts) -> Iterator[str]:
+def _notes(spec: FineTuneJobSpec, rows: _Rows, facts: DatasetFacts, longest: int) -> Iterator[str]:
     """Yield what is given of the data, what is estimated and what is assumed."""
-    data, known, longest = rows.data, rows.known, facts.p95_tokens
+    data, known = rows.data, rows.known
     measured = rows.longest if known.tokens or data else longest
     otherwise = f"by {data.path.name}{_scale(data)}" if data else "assumed"
     counted = f"by {data.path.name}" if data else "assumed"

@@ -117,7 +117,7 @@ def _rows(scenario: Scenario, plan: Plan, prices: Mapping[str, float]) -> Iterat
     price = price_of(prices, plan)
     if price is not None:
         cost = scenario.cost(price)
-        expected = f", {_about(cost['expected'], scenario)} in all" if "expected" in cost else ""
+        expected = f", about {cost['expected']:,.2f} in all" if "expected" in cost else ""
         yield "Cost", f"{cost['perHour']:,.2f} an hour{expected}"
     elif prices:
         yield "Cost", "no --price for it"
@@ -135,7 +135,7 @@ def _hours(scenario: Scenario, plan: Plan) -> tuple[str, str, str]:
     """Return GPU-hours, empty where they are not known, what they rest on, and that in full."""
     time = scenario.expected
     if time is not None:
-        return f"{_about(time.gpu_hours, scenario)}, ", *_BASES[time.basis]
+        return f"about {time.gpu_hours:,.2f}, ", *_BASES[time.basis]
     method = scenario.job.spec.method
     if method in ONLINE:
         why = f"method {method} writes completions for most of the time"
@@ -144,11 +144,6 @@ def _hours(scenario: Scenario, plan: Plan) -> tuple[str, str, str]:
     else:
         why = f"no speed of {plan.gpu_product} in {plan.precision} is known"
     return "", "not known", why
-
-
-def _about(amount: float, scenario: Scenario) -> str:
-    """Return hours or a price of training, which is estimated without padding."""
-    return f"about {amount:,.2f}{' and padding' if scenario.pads else ''}"
 
 
 def _hours_in_full(scenario: Scenario, plan: Plan) -> str:

@@ -15,7 +15,6 @@ from finetune_operator.planning import (
     make_plan,
 )
 from finetune_operator.planning.inventory import gpu_memory
-from finetune_operator.planning.reasons import pads
 from finetune_operator.plugin.errors import PluginError
 from finetune_operator.plugin.facts import Basis, Known, basis
 from finetune_operator.plugin.manifests import Job, Manifest, first_source
@@ -50,14 +49,6 @@ class Scenario:
         if self.plan is None:
             return None
         return expected_time(self.job.spec, self.basis.preparation, self.plan)
-
-    @property
-    def pads(self) -> bool:
-        """Whether padding comes on top of the expected GPU-hours, and is much of the work."""
-        plan, data = self.plan, self.basis.preparation.dataset
-        return plan is not None and pads(
-            self.job.spec, data, plan.micro_batch_size, plan.max_length
-        )
 
     def cost(self, price: float) -> dict[str, float]:
         """Return what the GPUs cost at a price of one GPU-hour: perHour, and if known, expected."""

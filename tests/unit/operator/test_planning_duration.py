@@ -1,11 +1,13 @@
 """How long training takes, by speeds that were measured, else by arithmetic."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_api import flops
+from finetune_api.lengths import padded_tokens
 from finetune_api.status import Plan
 from finetune_operator.planning import Expected, duration, expected_time
 from finetune_operator.planning.architecture import facts_of_name
@@ -27,6 +29,7 @@ def expect(
     *runs: dict[str, Any],
     plan: dict[str, Any] | None = None,
     product: str = H100,
+    data: dict[str, Any] | None = None,
     **parts: Any,
 ) -> Expected | None:
     """Return the expected GPU-hours of 160,000 tokens in rows of 200, with these measured runs."""
@@ -38,7 +41,8 @@ def expect(
     assert EIGHT_B is not None
     preparation = make_preparation()
     rows = SIXTEEN_SECONDS_OF_TOKENS // 200
-    facts = preparation.dataset.model_copy(update={"rows": rows, "mean_tokens": 200})
+    known_rows = {"rows": rows, "mean_tokens": 200} | (data or {})
+    facts = preparation.dataset.model_copy(update=known_rows)
     preparation = preparation.model_copy(update={"model": EIGHT_B[1], "dataset": facts})
     known = {"gradient_checkpointing": "none", "compile": False}
     return expected_time(spec, preparation, made.model_copy(update=known | (plan or {})))
@@ -69,6 +73,21 @@ def test_packed_rows_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = RUN | {"packed": True}
     found = hours(monkeypatch, packed, training=steps, plan={"max_length": 4096})
     assert found == pytest.approx(50 * 8 * 4096 / 10_000 / 3600)
+
+
+def test_padding_takes_as_long_as_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = Counter([100, 300])
+    data = {"padded_tokens": padded_tokens(lengths)}
+    assert hours(monkeypatch, RUN, data=data, plan={"micro_batch_size": 1}) == pytest.approx(
+        16 / 3600
+    )
+    # Of two rows one in four times both are short.
+    padded = hours(monkeypatch, RUN, data=data, plan={"micro_batch_size": 2})
+    assert padded == pytest.approx(16 / 3600 * 250 / 200, rel=0.01)
+    packed = {"packing": True, "maxSteps": 10, "maxLength": 4096, "compile": "never"}
+    row = RUN | {"packed": True}
+    found = [hours(monkeypatch, row, data=each, training=packed) for each in ({}, data)]
+    assert found[0] == found[1]
 
 
 def test_several_gpus_take_as_many_gpu_hours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from datasets import load_from_disk
 
 from finetune_api.failures import Reason
+from finetune_api.lengths import padded_tokens
 from finetune_api.trainer import JobFailure
 from finetune_trainer.data.dataset import load_rows
 from unit.trainer.builders import (
@@ -61,6 +63,7 @@ def test_facts_of_model_and_data(site: Site) -> None:
     assert facts.dataset.tokens == sum(lengths)
     assert facts.dataset.max_tokens == max(lengths)
     assert facts.dataset.mean_tokens == pytest.approx(sum(lengths) / 40, abs=0.1)
+    assert facts.dataset.padded_tokens == padded_tokens(Counter(lengths))
     assert len(result.to_message()) < 4096
 
 

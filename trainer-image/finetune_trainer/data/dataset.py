@@ -1,6 +1,7 @@
 """Makes the token rows of a job: fetched files in, two folders of Arrow files out."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.failures import Reason
 from finetune_api.formats import Shape
-from finetune_api.lengths import row_limit
+from finetune_api.lengths import padded_tokens, row_limit
 from finetune_api.spec import ONLINE, DatasetFormat, FineTuneJobSpec, Method
 from finetune_api.status import DatasetFacts, ModelFacts
 from finetune_api.trainer import JobFailure
@@ -245,6 +246,7 @@ class DatasetBuilder:
             max_tokens=longest + policy.limit.reserved,
             mean_tokens=round(float(lengths[TRAIN].mean()), 1),
             p95_tokens=int(np.percentile(lengths[TRAIN], 95)),
+            padded_tokens=padded_tokens(Counter(lengths[TRAIN].tolist())),
             dropped=policy.dropped,
         )
 
