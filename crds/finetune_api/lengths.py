@@ -14,8 +14,8 @@ DEFAULT_MAX_LENGTH: Final = 4096
 
 MAX_LENGTH, MAX_PROMPT_LENGTH = "training.maxLength", "generation.maxPromptLength"
 
-PADDED_TOGETHER: Final = (2, 4, 8)
-"""How many rows DatasetFacts.padded_tokens tells of: the sizes of a micro-batch on a GPU."""
+PADDED_TOGETHER: Final = (2, 4, 8, 16, 32)
+"""How many rows DatasetFacts.padded_tokens tells of: the usual sizes of a micro-batch."""
 
 
 def padded_tokens(counts: Mapping[int, int]) -> list[float]:

@@ -163,8 +163,7 @@ def _slack(ratios: Sequence[float]) -> float:
 def calibrate(results: Iterable[Path], folder: Path, document: Path) -> None:
     """Write the folder's files anew, and what the document tells of them.
 
-    A run replaces the one of the same settings in its GPU's file, or all of them if those were
-    measured with another image.
+    The runs of a GPU replace those that its file holds.
     """
     contents = {
         path: yaml.safe_load(path.read_text())
@@ -177,8 +176,7 @@ def calibrate(results: Iterable[Path], folder: Path, document: Path) -> None:
         known = [path for path, content in contents.items() if product in content["products"]]
         path = known[0] if known else folder / f"{product.lower()}.yaml"
         usual = {"products": [product], "constants": contents[folder / "h100.yaml"]["constants"]}
-        content = contents.get(path, usual)
-        contents[path] = content | _measured(measured, content)
+        contents[path] = contents.get(path, usual) | _replaced(measured)
     for path, content in contents.items():
         _, seen = _split(content["runs"])
         content["constants"] = content["constants"] | fitted(seen, content["constants"])
@@ -237,17 +235,16 @@ def _product(entry: Run) -> str:
     return str(entry["device"]).replace(" ", "-")
 
 
-def _measured(entries: list[dict[str, Any]], content: dict[str, Any]) -> dict[str, Any]:
-    """Return image and runs of a file that has this content. What failed measured nothing."""
+def _replaced(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return image and runs of a calibration file. What failed measured nothing."""
     for entry in entries:
         if "error" in entry["ours"]:
             print(f"left out: {entry['case']}: {entry['ours']['error']}", file=sys.stderr)
     images = sorted({entry["image"] for entry in entries})
     if len(images) > 1:
         raise ValueError(f"image of the runs is {' and '.join(images)}: expected the same of all.")
-    known = content["runs"] if content.get("image") == images[0] else []
     runs = [run_of(entry) for entry in entries if "error" not in entry["ours"]]
-    latest = {title(run): run for run in (*known, *runs)}
+    latest = {title(run): run for run in runs}
     return {"image": images[0], "runs": list(latest.values())}
 
 

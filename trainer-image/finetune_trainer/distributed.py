@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import ParallelismConfig
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -67,6 +67,7 @@ def join(device: Device) -> None:
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listener = os.environ.pop(environment.LISTENER, None)
     minutes = _START.total_seconds() / 60
     log.info(
         "waiting for the other processes",
@@ -76,14 +77,19 @@ def join(device: Device) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            host, port, world_size, rank == 0, timeout=_START
+            host,
+            port,
+            world_size,
+            rank == 0,
+            timeout=_START,
+            master_listen_fd=None if listener is None else int(listener),
         )
     except torch.distributed.DistError as error:
         raise JobFailure(
             Reason.INTERNAL_ERROR,
-            f"the {world_size} processes did not meet at {host}:{port}: they have {minutes:.0f} "
-            "minutes, and none else may listen there; see why the others of this attempt did not "
-            f"start ({str(error).splitlines()[0]})",
+            f"the {world_size} processes did not meet at {host}:{port}, for which they have "
+            f"{minutes:.0f} minutes: {str(error).splitlines()[0]} See why the other trainer pods "
+            "of this attempt did not start.",
         ) from error
     torch.distributed.init_process_group(
         "nccl" if device.cuda else "gloo",
@@ -279,17 +285,16 @@ def _deepspeed(plan: Plan, spec: FineTuneJobSpec, device: Device) -> dict[str, A
     }
 
 
-def keep_outputs(trainer: Any, plan: Plan) -> None:
-    """Leave what a sharded model returns in float32, before it is sharded.
+def keep_outputs(accelerator: Accelerator) -> None:
+    """Leave what models return as they computed it: log-probabilities in float32.
 
-    Accelerate has FSDP2 round it to bfloat16: log-probabilities among it, of which `dpo`, `kto`
-    and `grpo` take small differences.
+    Accelerate has FSDP2 round it to bfloat16, but `dpo`, `kto` and `grpo` take small differences of
+    it. To be called before any model is sharded, a reference model among them.
     """
-    if plan.strategy in FSDP:
-        plugin = trainer.accelerator.state.fsdp_plugin
-        if plugin.mixed_precision_policy is not None:
-            policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-            plugin.mixed_precision_policy = policy
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+        plugin.mixed_precision_policy = policy
 
 
 def gather_weights(trainer: Any, plan: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:

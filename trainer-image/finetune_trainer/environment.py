@@ -6,6 +6,9 @@ from pathlib import Path
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
+LISTENER = "MASTER_LISTENER"
+"""File descriptor of a socket that the first process has from its launcher: where all meet."""
+
 _SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",

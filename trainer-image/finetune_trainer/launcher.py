@@ -32,8 +32,7 @@ def launch(plan: Plan, arguments: list[str]) -> int:
     Once one has failed the others are told to end, and what they end with says nothing. One that
     stopped for SIGTERM has not failed: the others stop at the same step.
     """
-    meeting = _meeting(plan)
-    processes = [_start(plan, rank, arguments, meeting) for rank in range(plan.gpus_per_node)]
+    processes = _start_all(plan, arguments)
 
     def forward(number: int, _frame: FrameType | None) -> None:
         for process in processes:
@@ -50,22 +49,28 @@ def launch(plan: Plan, arguments: list[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _meeting(plan: Plan) -> dict[str, str]:
-    """Return where the processes meet: as the operator says, or, of one pod, at a free port.
+def _start_all(plan: Plan, arguments: list[str]) -> "list[subprocess.Popen[bytes]]":
+    """Start the processes of this pod, which meet where the operator says.
 
-    Jobs that run on one host, outside a cluster, must not meet each other.
+    Those of a single pod meet at a socket that is theirs from the start: jobs that run on one host,
+    outside a cluster, would meet each other at a port that is the same for all.
     """
-    if plan.nodes == 1:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
-    return {
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT", str(names.RENDEZVOUS_PORT)),
-    }
+    local_ranks = range(plan.gpus_per_node)
+    if plan.nodes > 1:
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        port = os.environ.get("MASTER_PORT", str(names.RENDEZVOUS_PORT))
+        meeting = {"MASTER_ADDR": address, "MASTER_PORT": port}
+        return [_start(plan, rank, arguments, meeting) for rank in local_ranks]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address, port = listener.getsockname()
+        meeting = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        listening = meeting | {environment.LISTENER: str(listener.fileno())}
+        first = _start(plan, 0, arguments, listening, listener.fileno())
+        return [first, *(_start(plan, rank, arguments, meeting) for rank in local_ranks[1:])]
 
 
 def _start(
-    plan: Plan, local_rank: int, arguments: list[str], meeting: dict[str, str]
+    plan: Plan, local_rank: int, arguments: list[str], meeting: dict[str, str], *inherited: int
 ) -> "subprocess.Popen[bytes]":
     node = int(os.environ.get("GROUP_RANK", "0"))
     ranks = {
@@ -73,10 +78,9 @@ def _start(
         "RANK": str(node * plan.gpus_per_node + local_rank),
         "WORLD_SIZE": str(plan.nodes * plan.gpus_per_node),
         "LOCAL_WORLD_SIZE": str(plan.gpus_per_node),
-        **meeting,
     }
     command = [sys.executable, "-m", "finetune_trainer.cli", *arguments]
-    return subprocess.Popen(command, env=os.environ | ranks)
+    return subprocess.Popen(command, env=os.environ | ranks | meeting, pass_fds=inherited)
 
 
 def _end(processes: "list[subprocess.Popen[bytes]]") -> None:

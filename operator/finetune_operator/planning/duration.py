@@ -158,9 +158,9 @@ def _attended_tokens(
     dataset = preparation.dataset
     tokens = dataset.mean_tokens
     if not spec.training.packing:
-        # Preparations of older versions have none.
-        padded = dict(zip(PADDED_TOGETHER, dataset.padded_tokens, strict=False))
-        tokens = padded.get(micro_batch_size, tokens)
+        # Preparations of older versions have none; of other sizes the next smaller one counts.
+        for together, padded in zip(PADDED_TOGETHER, dataset.padded_tokens, strict=False):
+            tokens = padded if together <= micro_batch_size else tokens
     written = 0
     if spec.method in ONLINE:
         written = (spec.generation or Generation()).max_completion_length

@@ -169,18 +169,6 @@ def test_a_gpu_that_was_never_measured_gets_a_file_of_its_own(files: Path) -> No
     assert yaml.safe_load((files / "h100.yaml").read_text())["runs"] == runs
 
 
-def test_a_gpu_can_be_measured_piece_by_piece(files: Path) -> None:
-    rows = results_of(1.0)
-    run_with(files, *rows[1:])
-    again = result(Case("Llama-3.2-1B", "sft", "lora", 512, 2, compile="never"), 9.0)
-    content = run_with(files, rows[0], again)
-    assert {run["length"]: run["reserved"] for run in content["runs"]} == {
-        row["settings"]["length"]: round(row["ours"]["reserved"], 3) for row in rows
-    } | {512: 9.0}
-    other = run_with(files, *(row | {"image": "torch 2.14.0"} for row in rows[1:]))
-    assert len(other["runs"]) == len(rows) - 1
-
-
 def test_a_run_that_failed_is_left_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = results_of(1.0)
     failed = good[0] | {"case": "too large", "ours": {"error": "OutOfMemoryError: 80 GiB"}}

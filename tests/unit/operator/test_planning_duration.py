@@ -82,8 +82,11 @@ def test_padding_takes_as_long_as_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
         16 / 3600
     )
     # Of two rows one in four times both are short.
-    padded = hours(monkeypatch, RUN, data=data, plan={"micro_batch_size": 2})
-    assert padded == pytest.approx(16 / 3600 * 250 / 200, rel=0.01)
+    for size in (2, 3):
+        padded = hours(monkeypatch, RUN, data=data, plan={"micro_batch_size": size})
+        assert padded == pytest.approx(16 / 3600 * 250 / 200, rel=0.01)
+    many = hours(monkeypatch, RUN, data=data, plan={"micro_batch_size": 48})
+    assert many == pytest.approx(16 / 3600 * 300 / 200, rel=0.02)
     packed = {"packing": True, "maxSteps": 10, "maxLength": 4096, "compile": "never"}
     row = RUN | {"packed": True}
     found = [hours(monkeypatch, row, data=each, training=packed) for each in ({}, data)]

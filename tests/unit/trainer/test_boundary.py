@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.trainer import JobFailure, Result
 from finetune_trainer import environment, launcher, message
@@ -112,18 +110,29 @@ def test_a_pod_ends_with_the_exit_code_of_the_process_that_failed(tmp_path: Path
     assert "--config /none/job.json cannot be read" in log.read_text()
 
 
-def test_processes_of_one_pod_meet_at_a_port_of_their_own(
+_MEETS = f"""
+import os, socket
+number = os.environ.pop("{environment.LISTENER}", None)
+address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if os.environ["RANK"] == "0":
+    listener = socket.socket(fileno=int(number))
+    assert listener.getsockname() == address
+    listener.accept()
+else:
+    assert number is None
+    socket.create_connection(address)
+"""
+
+
+def test_processes_of_one_pod_meet_at_a_socket_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$MASTER_ADDR $MASTER_PORT" > "{tmp_path}/$RANK"\n')
+    python, script = tmp_path / "python", tmp_path / "meets.py"
+    script.write_text(_MEETS)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     assert launcher.launch(make_plan(gpus=2, gpus_per_node=2, strategy="ddp"), ["run"]) == 0
-    address, port = (tmp_path / "0").read_text().split()
-    assert (tmp_path / "1").read_text().split() == [address, port]
-    assert int(port) != names.RENDEZVOUS_PORT
-    socket.create_server((address, int(port))).close()
 
 
 def test_several_gpus_are_several_processes_whatever_the_pods() -> None:

@@ -14,7 +14,12 @@ from finetune_trainer.callbacks.report import ReportCallback
 from finetune_trainer.callbacks.stop import EvaluationStoppedError
 from finetune_trainer.callbacks.timing import StepClock, TimingCallback
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.distributed import first_says, load_whole_again, wait_for_first
+from finetune_trainer.distributed import (
+    first_says,
+    keep_outputs,
+    load_whole_again,
+    wait_for_first,
+)
 from finetune_trainer.methods.rounding import RoundingTrainer
 from finetune_trainer.methods.timed import TimedTrainer
 from finetune_trainer.metrics_log import MetricsLog
@@ -31,10 +36,11 @@ class ResumableTrainer(TimedTrainer, RoundingTrainer):
     norm: Any = None
     """Of the gradient whose step the optimizer was given before it was judged."""
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Set Accelerate up; a reference model that TRL loads afterwards is whole."""
+    def create_accelerator_and_postprocess(self: Any) -> None:
+        """Set Accelerate up; TRL loads a reference model afterwards, whole, and shards it."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         load_whole_again()
+        keep_outputs(self.accelerator)
 
     def _build_accelerator_args(self, **options: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = super()._build_accelerator_args(**options)  # type: ignore[misc]

@@ -117,7 +117,6 @@ class Setup:
         """Return the trainer without what prints, and with its layers compiled if so planned."""
         # It prints what the metrics log has.
         trainer.remove_callback(PrinterCallback)
-        distributed.keep_outputs(trainer, self.plan)
         if self.device.bf16:
             _keep_activations(trainer.model)
         if self.plan.precision == "float8":
