@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune_api.trainer import TrainerConfig
 from unit.trainer.builders import chat_rows, make_config, make_plan, save_tokenizer, write_rows
 
@@ -39,7 +41,6 @@ RATES = {"lora": 1e-3, "full": 1e-4}
 
 def save_model(folder: Path) -> None:
     """Save a random Llama of 100 million weights in bf16."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -149,8 +150,6 @@ def _check_artifact(folder: Path, adapter: str) -> None:
 
 
 def _strategies() -> list[str]:
-    import torch
-
     enough = torch.cuda.device_count() >= 2 * GPUS
     return [strategy for strategy in STRATEGIES if enough or strategy != "hsdp"]
 
@@ -161,6 +160,9 @@ def main() -> int:
     parser.add_argument("strategies", nargs="*", metavar="STRATEGY", help=", ".join(STRATEGIES))
     parser.add_argument("--adapter", choices=CHECKPOINTING, help="only with this one")
     options = parser.parse_args()
+    gpus = torch.cuda.device_count()
+    if gpus < GPUS:
+        sys.exit(f"distributed.py: CUDA sees {gpus} GPUs, at least {GPUS} are needed.")
     sources = Path(tempfile.mkdtemp()) / "sources"
     save_model(sources / "pvc/models/tiny")
     write_rows(sources / "pvc/data/rows.jsonl", chat_rows(400))

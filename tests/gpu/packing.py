@@ -179,6 +179,8 @@ def speed(trainer: Any) -> None:
 
 def main() -> int:
     """Run all cases; return the exit code."""
+    if not CUDA:
+        print("CUDA sees no GPU: what runs on a CPU is the first case, not compiled", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         return compare(Path(folder))
 

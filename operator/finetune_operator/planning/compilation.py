@@ -78,12 +78,12 @@ def why_compiled(spec: FineTuneJobSpec, preparation: Preparation, candidate: Can
         return f"Compile {spec.training.compile}: as asked for{unfused}."
     number = candidate.precision
     found = compilation(spec, preparation, candidate.gpus, candidate.max_length, number)
-    saved = "saved" if number == "bf16" else "assumed to be saved"
+    known = "saves" if number == "bf16" else "is taken to save"
     training = _in_words(found.training[candidate.checkpointing])
     pays = found.pays(candidate.checkpointing)
     sums = (
-        f"about {training} of training by its arithmetic, {found.share:.0%} of it {saved},"
-        f" against {_in_words(found.cost)} to compile"
+        f"it {known} {found.share:.0%} of about {training} of training without it, by arithmetic"
+        f" in bf16, and takes {_in_words(found.cost)}"
     )
     if candidate.compile:
         spared = "" if pays else "; but layers as they are take more memory"

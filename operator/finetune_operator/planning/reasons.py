@@ -50,7 +50,10 @@ def why(spec: FineTuneJobSpec, candidate: Candidate, memory: Memory, limit: floa
         if training.micro_batch_size == "auto"
         else asked
     )
-    checkpointing = "the cheapest that fits" if training.gradient_checkpointing == "auto" else asked
+    checkpointing = asked
+    if training.gradient_checkpointing == "auto":
+        recomputed = candidate.compile and candidate.checkpointing != "none"
+        checkpointing = f"the cheapest that fits{' with compiled layers' if recomputed else ''}"
     fill = f"{memory.total:.1f} of {limit:.0f} GiB on each, and {USABLE:.0%} may be filled"
     return [
         *_assumed(spec, limit),

@@ -14,6 +14,7 @@ from finetune_api.spec import ONLINE
 from finetune_api.status import Memory, Plan, RolloutPlan
 from finetune_operator.plugin.prices import price_of
 from finetune_operator.plugin.scenarios import Scenario
+from finetune_operator.plugin.terminal import amount
 
 _BAR_WIDTH: Final = 60
 _PARTS: Final = (
@@ -117,7 +118,7 @@ def _rows(scenario: Scenario, plan: Plan, prices: Mapping[str, float]) -> Iterat
     price = price_of(prices, plan)
     if price is not None:
         cost = scenario.cost(price)
-        expected = f", about {cost['expected']:,.2f} in all" if "expected" in cost else ""
+        expected = f", about {amount(cost['expected'])} in all" if "expected" in cost else ""
         yield "Cost", f"{cost['perHour']:,.2f} an hour{expected}"
     elif prices:
         yield "Cost", "no --price for it"
@@ -135,7 +136,7 @@ def _hours(scenario: Scenario, plan: Plan) -> tuple[str, str, str]:
     """Return GPU-hours, empty where they are not known, what they rest on, and that in full."""
     time = scenario.expected
     if time is not None:
-        return f"about {time.gpu_hours:,.2f}, ", *_BASES[time.basis]
+        return f"about {amount(time.gpu_hours)}, ", *_BASES[time.basis]
     method = scenario.job.spec.method
     if method in ONLINE:
         why = f"method {method} writes completions for most of the time"

@@ -18,6 +18,7 @@ from finetune_api.status import (
 )
 from finetune_operator.plugin.kubectl import status_of
 from finetune_operator.plugin.manifests import Manifest, job_name
+from finetune_operator.plugin.terminal import amount
 
 _COLOURS = {
     Phase.SUCCEEDED: "green",
@@ -115,11 +116,11 @@ def _stability(stability: Stability) -> Iterator[RenderableType]:
 
 
 def _used(usage: Usage) -> str:
-    cost = "" if usage.cost is None else f", {usage.cost:,.2f} {usage.currency}"
+    cost = "" if usage.cost is None else f", {amount(usage.cost)} {usage.currency}"
     expected = usage.expected_gpu_hours
     how = " by arithmetic" if usage.expected_basis == "Arithmetic" else ""
-    of = "" if expected is None else f" (about {expected:,.2f} expected{how})"
-    return f"Used: {usage.gpu_hours:,.2f} GPU-hours{of}{cost}"
+    of = "" if expected is None else f" (about {amount(expected)} expected{how})"
+    return f"Used: {amount(usage.gpu_hours)} GPU-hours{of}{cost}"
 
 
 def _measured(measured: Measured) -> str:

@@ -22,3 +22,8 @@ class _Console(Console):
 def console() -> Console:
     """Return a console that prints words as they are: what clusters and users say is no markup."""
     return _Console(markup=False, emoji=False, highlight=False)
+
+
+def amount(number: float) -> str:
+    """Return hours or a price with as many decimals as a small one needs."""
+    return f"{number:,.2f}" if number == 0 or number >= 0.1 else f"{number:.4f}"

@@ -105,6 +105,10 @@ def test_where_the_time_is_known_a_plan_says_the_cost_of_all(
     assert document["expectedGpuHours"] == 10.0
     assert document["expectedBasis"] == "Measured"
     assert document["cost"] == {"perHour": 3.5, "expected": 35.0}
+    monkeypatch.setattr(scenarios, "expected_time", lambda *_: Expected(0.0042, "Measured"))
+    output = plugin("plan", "-f", SFT, "--price", 3.5).output
+    assert "about 0.0042 (by the speed of a like run" in output
+    assert "about 0.0147 in all" in output
 
 
 def test_what_if_compares(plugin: Plugin) -> None:
