@@ -1,6 +1,7 @@
 """kubectl finetune run --local: the trainer on this machine, with folders for claims."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan, Preparation
 from finetune_api.trainer import Result, TrainerConfig
@@ -77,6 +79,7 @@ def run_local(
     for change in changes:
         manifest = overridden(manifest, change)
     job = _for_this_machine(accepted(manifest))
+    _check_unchanged(job.spec, folders)
     with _refusals():
         check_fit(job.spec)
     _lay_out(job.spec, folders)
@@ -107,14 +110,33 @@ def _train(command: list[str], config: TrainerConfig, folders: Folders) -> int:
 
 def _for_this_machine(job: Job) -> Job:
     """Return a job that trains on the CPU where there is no GPU and none was asked for."""
-    if shutil.which("nvidia-smi") or job.spec.resources.gpu.count != "auto":
+    count = job.spec.resources.gpu.count
+    if shutil.which("nvidia-smi") or count == 0 or os.environ.get(names.DEVICE_ENV) == "cpu":
         return job
+    if count != "auto":
+        raise PluginError(
+            f"resources.gpu.count is {count}, but this machine has no GPU (no nvidia-smi): --set"
+            " resources.gpu.count=0 trains on the CPU."
+        )
     gpu = job.spec.resources.gpu.model_copy(
         update={"count": 0, "product": "auto", "memory": "auto"}
     )
     resources = job.spec.resources.model_copy(update={"gpu": gpu})
     spec = job.spec.model_copy(update={"resources": resources})
     return Job(job.name, job.namespace, spec)
+
+
+def _check_unchanged(spec: FineTuneJobSpec, folders: Folders) -> None:
+    """Raise PluginError where another job has trained: what it left would pass for this one's."""
+    known = folders.base / "job.json"
+    if not known.exists():
+        return
+    before = TrainerConfig.read_json(known.read_text(encoding="utf-8"))
+    if before.plan is not None and before.spec != spec:
+        raise PluginError(
+            f"{folders.base} holds a job with another spec: name another folder with --folder, or"
+            " remove that one."
+        )
 
 
 def _lay_out(spec: FineTuneJobSpec, folders: Folders) -> None:

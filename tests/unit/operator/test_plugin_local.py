@@ -1,6 +1,7 @@
 """kubectl finetune run --local: the real trainer, with folders for claims."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def test_a_job_trains_here_and_leaves_its_model(
     assert "The model is in models/tiny." in run.output
     assert (tmp_path / "models/tiny/adapter_config.json").exists()
     assert (tmp_path / "models/tiny/profile/operators.txt").exists()
+    again = plugin(*arguments, "--set", "count=0")
+    assert again.code == 0, again.output + again.errors
+    changed = plugin(*arguments, "--set", "count=0,training.maxSteps=3")
+    assert changed.code == 2
+    assert "tiny.local holds a job with another spec: name another folder" in changed.errors
 
 
 def test_data_that_does_not_fit_ends_with_the_trainers_words_and_code(
@@ -70,12 +76,19 @@ def test_data_that_does_not_fit_ends_with_the_trainers_words_and_code(
         (["--claim", "sources"], "'sources' is not of the form NAME=FOLDER"),
         (["--claim", "sources=."], "give --configmap rows=FOLDER"),
         (["--set", "model.source=job://other"], "job://other is another job: run it first"),
+        (["--set", "count=2"], "resources.gpu.count is 2, but this machine has no GPU"),
         (["--set", "method=dpo,dataset.format=chat"], "spec.dataset.format: method dpo trains on"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_runs(
-    plugin: Plugin, tmp_path: Path, command: list[str], words: str
+    plugin: Plugin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    words: str,
 ) -> None:
+    which = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "nvidia-smi" else which(name))
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
     folder = ["--folder", tmp_path / "local"]
     run = plugin("run", "--local", "-f", tmp_path / "job.yaml", *folder, *command)
