@@ -88,8 +88,8 @@ def join(device: Device) -> None:
         raise JobFailure(
             Reason.INTERNAL_ERROR,
             f"the {world_size} processes did not meet at {host}:{port}, for which they have "
-            f"{minutes:.0f} minutes: {str(error).splitlines()[0]} See why the other trainer pods "
-            "of this attempt did not start.",
+            f"{minutes:.0f} minutes: {str(error).splitlines()[0]} See why the others of this "
+            "attempt did not start.",
         ) from error
     torch.distributed.init_process_group(
         "nccl" if device.cuda else "gloo",

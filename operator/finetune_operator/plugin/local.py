@@ -131,8 +131,13 @@ def _check_unchanged(spec: FineTuneJobSpec, folders: Folders) -> None:
     known = folders.base / "job.json"
     if not known.exists():
         return
-    before = TrainerConfig.read_json(known.read_text(encoding="utf-8"))
-    if before.plan is not None and before.spec != spec:
+    try:
+        before = TrainerConfig.read_json(known.read_text(encoding="utf-8"))
+        is_other = before.plan is not None and before.spec != spec
+    except ValueError:
+        # Of another version, or cut off while it was written.
+        is_other = True
+    if is_other:
         raise PluginError(
             f"{folders.base} holds a job with another spec: name another folder with --folder, or"
             " remove that one."

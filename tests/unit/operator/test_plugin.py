@@ -433,7 +433,7 @@ def test_columns_that_no_method_knows_are_named(plugin: Plugin, data: Callable[.
     assert "has the columns a, b, which are no known format" in _error(run)
 
 
-def test_hours_have_the_padding_of_rows_that_are_not_packed(plugin: Plugin, tmp_path: Path) -> None:
+def test_padding_is_counted_from_the_rows_of_a_local_file(plugin: Plugin, tmp_path: Path) -> None:
     answers = ["b " * 4000, *["b " * 40] * 20]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": "a", "completion": each}) for each in answers))

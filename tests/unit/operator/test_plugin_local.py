@@ -97,6 +97,16 @@ def test_what_is_missing_is_said_before_anything_runs(
     assert run.errors.count("\n") == 1
 
 
+def test_a_folder_whose_job_cannot_be_read_is_left_alone(
+    plugin: Plugin, arguments: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.local").mkdir()
+    (tmp_path / "tiny.local/job.json").write_text('{"name": ')
+    run = plugin(*arguments)
+    assert run.code == 2
+    assert "tiny.local holds a job with another spec" in run.errors
+
+
 def test_run_is_for_this_machine(plugin: Plugin, tmp_path: Path) -> None:
     assert plugin("run", "-f", tmp_path / "job.yaml").errors == (
         "error: run is for this machine: give --local, or kubectl apply -f the job.\n"
